@@ -1,0 +1,1 @@
+"""The functional core: keys, pytrees, networks, distributions, optimisers, compilation."""

@@ -1,0 +1,617 @@
+"""JAX's random keys, bit for bit: threefry2x32 in its partitionable form.
+
+A key is an int64 tensor of shape (2,) that holds two uint32 words; several keys are stacked along
+leading axes. Every function takes a key and returns the numbers that ``jax.random`` returns for
+it (integers and bits exactly, floats to within 1 ulp):
+
+    key = random.key(0)
+    key, noise_key = random.split(key)
+    noise = random.normal(noise_key, (256, 6))
+
+The generator is that of Salmon et al., "Parallel random numbers: as easy as 1, 2, 3" (SC 2011):
+block i of the stream is the cipher of the counter i, so element i of a draw never depends on how
+many elements are drawn.
+
+On a CPU the cipher is an opaque operator (its integer arithmetic, written inline, doubles the
+time that Inductor needs); on a GPU it is inline tensor code, which fuses into one kernel.
+"""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+_ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
+_PARITY = 0x1BD11BDA
+_MASK = 0xFFFFFFFF
+_SCALAR_BLOCKS = 4  # up to here, Python integers beat numpy's cost per call
+
+_BITS_DTYPES = {8: torch.uint8, 16: torch.uint16, 32: torch.int64, 64: torch.uint64}
+
+
+# --- The cipher --------------------------------------------------------------------------------
+
+
+def _threefry_scalar(k0: int, k1: int, x0: int, x1: int) -> tuple[int, int]:
+    """One block of threefry2x32 with 20 rounds, on Python integers."""
+    ks = (k0, k1, k0 ^ k1 ^ _PARITY)
+    x0 = (x0 + k0) & _MASK
+    x1 = (x1 + k1) & _MASK
+    for i in range(5):
+        for r in _ROTATIONS[i % 2]:
+            x0 = (x0 + x1) & _MASK
+            x1 = ((x1 << r) & _MASK | x1 >> (32 - r)) ^ x0
+        x0 = (x0 + ks[(i + 1) % 3]) & _MASK
+        x1 = (x1 + ks[(i + 2) % 3] + i + 1) & _MASK
+    return x0, x1
+
+
+def _threefry_numpy(key: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Encrypt the counters (0, counts) under uint32 keys (..., 2); returns two (..., n) arrays."""
+    k0, k1 = key[..., :1], key[..., 1:]
+    ks = (k0, k1, k0 ^ k1 ^ np.uint32(_PARITY))
+    x0 = np.broadcast_to(k0, (*key.shape[:-1], len(counts))).copy()
+    x1 = counts + k1
+    high = np.empty_like(x1)
+    for i in range(5):
+        for r in _ROTATIONS[i % 2]:
+            x0 += x1
+            np.left_shift(x1, np.uint32(r), out=high)
+            np.right_shift(x1, np.uint32(32 - r), out=x1)
+            x1 |= high
+            x1 ^= x0
+        x0 += ks[(i + 1) % 3]
+        x1 += ks[(i + 2) % 3] + np.uint32(i + 1)
+    return x0, x1
+
+
+def _threefry_inline(key: torch.Tensor, counts: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The same for int64 tensors that hold uint32 words, traceable and fusible."""
+    k0, k1 = key[..., :1], key[..., 1:]
+    ks = (k0, k1, k0 ^ k1 ^ _PARITY)
+    x0 = (torch.zeros_like(counts) + k0) & _MASK
+    x1 = (counts + k1) & _MASK
+    for i in range(5):
+        for r in _ROTATIONS[i % 2]:
+            x0 = (x0 + x1) & _MASK
+            x1 = ((x1 << r) & _MASK | x1 >> (32 - r)) ^ x0
+        x0 = (x0 + ks[(i + 1) % 3]) & _MASK
+        x1 = (x1 + ks[(i + 2) % 3] + (i + 1)) & _MASK
+    return x0, x1
+
+
+def _pairs_kernel(key: torch.Tensor, n: int) -> torch.Tensor:
+    if key.dim() == 1 and n <= _SCALAR_BLOCKS:
+        k0, k1 = key.tolist()
+        words = [_threefry_scalar(k0, k1, 0, i) for i in range(n)]
+        return torch.tensor(words, dtype=torch.int64).reshape(n, 2)
+    words = _threefry_numpy(key.numpy().astype(np.uint32), np.arange(n, dtype=np.uint32))
+    return torch.from_numpy(np.stack(words, axis=-1).astype(np.int64))
+
+
+def _block_kernel(key: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
+    if key.dim() == 1 and counts.numel() == 1:
+        k0, k1 = key.tolist()
+        words = _threefry_scalar(k0, k1, 0, int(counts.item()) & _MASK)
+        return torch.tensor([words], dtype=torch.int64)
+    counts = (counts.numpy() & _MASK).astype(np.uint32)
+    words = _threefry_numpy(key.numpy().astype(np.uint32), counts)
+    return torch.from_numpy(np.stack(words, axis=-1).astype(np.int64))
+
+
+def _words(key: torch.Tensor, n: int) -> np.ndarray:
+    x0, x1 = _threefry_numpy(key.numpy().astype(np.uint32), np.arange(n, dtype=np.uint32))
+    x0 ^= x1
+    return x0
+
+
+def _bits_kernel(key: torch.Tensor, n: int) -> torch.Tensor:
+    return torch.from_numpy(_words(key, n).astype(np.int64))
+
+
+def _unit_floats(words: np.ndarray) -> np.ndarray:
+    """Map uint32 words to float32 in [0, 1): 23 random mantissa bits."""
+    words >>= np.uint32(9)
+    words |= np.uint32(0x3F800000)
+    floats = words.view(np.float32)
+    floats -= np.float32(1)
+    return floats
+
+
+def _uniform_kernel(key: torch.Tensor, n: int) -> torch.Tensor:
+    return torch.from_numpy(_unit_floats(_words(key, n)))
+
+
+def _normal_kernel(key: torch.Tensor, n: int) -> torch.Tensor:
+    u = _unit_floats(_words(key, n))
+    u = np.maximum(_fma(u, _SPAN_TO_ONE, _ABOVE_MINUS_ONE), _ABOVE_MINUS_ONE)
+    return torch.from_numpy(_xla_erfinv(u) * np.float32(_SQRT2))
+
+
+# --- XLA's elementary functions on a CPU ---------------------------------------------------------
+# XLA approximates them itself and contracts a * b + c into fused multiply-adds. Repeated in that
+# order they give the same bits (log exactly, log1p and erfinv but for one ulp in a few thousand),
+# which libm's better rounded functions do not.
+
+
+def _fma(a, b, c) -> np.ndarray:
+    """round(a * b + c) for float32: the product of two float32 is exact in float64."""
+    return (np.multiply(a, b, dtype=np.float64) + c).astype(np.float32)
+
+
+def _polynomial(x: np.ndarray, coefficients: tuple[float, ...]) -> np.ndarray:
+    result = np.full_like(x, coefficients[0])
+    for coefficient in coefficients[1:]:
+        result = _fma(result, x, np.float32(coefficient))
+    return result
+
+
+# Cephes logf.
+_LOG = tuple(np.float32(c) for c in (
+    7.0376836292e-2, -1.1514610310e-1, 1.1676998740e-1, -1.2420140846e-1, 1.4249322787e-1,
+    -1.6668057665e-1, 2.0000714765e-1, -2.4999993993e-1, 3.3333331174e-1,
+))  # fmt: skip
+_LOG_2_LOW, _LOG_2_HIGH = np.float32(-2.12194440e-4), np.float32(0.693359375)
+
+
+def _xla_log(x: np.ndarray) -> np.ndarray:
+    mantissa, exponent = np.frexp(x)
+    exponent = exponent.astype(np.float32)
+    below = mantissa < np.float32(0.707106781186547524)
+    exponent -= below
+    m = np.where(below, (mantissa - np.float32(1)) + mantissa, mantissa - np.float32(1))
+    square = m * m
+    cube = square * m
+    high = _fma(_fma(m, _LOG[0], _LOG[1]), m, _LOG[2])
+    middle = _fma(_fma(m, _LOG[3], _LOG[4]), m, _LOG[5])
+    low = _fma(_fma(m, _LOG[6], _LOG[7]), m, _LOG[8])
+    tail = _fma(_fma(high, cube, middle), cube, low)
+    tail = _fma(tail, cube, _LOG_2_LOW * exponent)
+    result = _fma(exponent, _LOG_2_HIGH, _fma(square, np.float32(-0.5), m) + tail)
+    return np.where(x == 0, np.float32(-np.inf), result)
+
+
+# Cephes log1p.
+_LOG1P_NUMERATOR = (
+    4.5270000862445199635215e-5, 4.9854102823193375972212e-1, 6.5787325942061044846969,
+    2.9911919328553073277375e1, 6.0949667980987787057556e1, 5.7112963590585538103336e1,
+    2.0039553499201281259648e1,
+)  # fmt: skip
+_LOG1P_DENOMINATOR = (
+    1.0, 1.5062909083469192043167e1, 8.3047565967967209469434e1, 2.2176239823732856465394e2,
+    3.0909872225312059774938e2, 2.1642788614495947685003e2, 6.0118660497603843919306e1,
+)  # fmt: skip
+
+
+def _xla_log1p(x: np.ndarray) -> np.ndarray:
+    result = np.empty_like(x)
+    near = np.abs(x) < np.float32(math.sqrt(2) - 1)
+    far = ~near
+    result[far] = _xla_log(np.float32(1) + x[far])
+    x = x[near]
+    square = x * x
+    ratio = _polynomial(x, _LOG1P_NUMERATOR) / _polynomial(x, _LOG1P_DENOMINATOR)
+    result[near] = x + _fma(square, np.float32(-0.5), x * (square * ratio))
+    return result
+
+
+# Giles, "Approximating the erfinv function" (GPU Computing Gems, 2011).
+_ERFINV_CENTRE = (
+    2.81022636e-08, 3.43273939e-07, -3.5233877e-06, -4.39150654e-06, 0.00021858087,
+    -0.00125372503, -0.00417768164, 0.246640727, 1.50140941,
+)  # fmt: skip
+_ERFINV_TAIL = (
+    -0.000200214257, 0.000100950558, 0.00134934322, -0.00367342844, 0.00573950773,
+    -0.0076224613, 0.00943887047, 1.00167406, 2.83297682,
+)  # fmt: skip
+
+_SQRT2 = float(np.float32(np.sqrt(2)))
+_ABOVE_MINUS_ONE = np.nextafter(np.float32(-1), np.float32(0))
+_SPAN_TO_ONE = np.float32(1) - _ABOVE_MINUS_ONE
+
+
+def _xla_erfinv(x: np.ndarray) -> np.ndarray:
+    w = -_xla_log1p(-x * x)
+    result = _polynomial(w - np.float32(2.5), _ERFINV_CENTRE)
+    tail = w >= 5  # three numbers in a thousand
+    result[tail] = _polynomial(np.sqrt(w[tail]) - np.float32(3), _ERFINV_TAIL)
+    with np.errstate(invalid='ignore'):
+        return np.where(np.abs(x) == 1, x * np.float32(np.inf), result * x)
+
+
+_library = torch.library.Library('purerl', 'DEF')
+_TAGS = (torch.Tag.pt2_compliant_tag,)
+
+
+def _define(name: str, schema: str, kernel, out_shape, out_dtype):
+    """Register an opaque CPU operator whose first argument is a batch of keys."""
+    _library.define(f'{name}{schema}', tags=_TAGS)
+    _library.impl(name, kernel, 'CPU')
+    # Draws are constants of their keys: nothing to differentiate.
+    _library.impl(name, torch.library.fallthrough_kernel, 'Autograd')
+
+    def fake(key, arg):
+        return key.new_empty(out_shape(key, arg), dtype=out_dtype)
+
+    torch.library.register_fake(f'purerl::{name}', fake, lib=_library)
+    operator = getattr(torch.ops.purerl, name)
+
+    def batched(info, in_dims, key, arg):
+        key_dim, arg_dim = (*in_dims, None)[:2]
+        if key_dim is not None:
+            key = key.movedim(key_dim, 0)
+        if arg_dim is not None:  # the counts of `block`: one row for each key
+            arg = arg.movedim(arg_dim, 0)
+            if key_dim is None:
+                key = key.expand(info.batch_size, *key.shape)
+        return operator(key, arg), 0
+
+    torch.library.register_vmap(f'purerl::{name}', batched, lib=_library)
+    return operator
+
+
+_pairs_op = _define(
+    'pairs', '(Tensor key, int n) -> Tensor', _pairs_kernel,
+    lambda key, n: (*key.shape[:-1], n, 2), torch.int64,
+)  # fmt: skip
+_block_op = _define(
+    'block', '(Tensor key, Tensor counts) -> Tensor', _block_kernel,
+    lambda key, counts: (*key.shape[:-1], counts.shape[-1], 2), torch.int64,
+)  # fmt: skip
+_bits_op = _define(
+    'bits', '(Tensor key, int n) -> Tensor', _bits_kernel,
+    lambda key, n: (*key.shape[:-1], n), torch.int64,
+)  # fmt: skip
+_uniform_op = _define(
+    'uniform', '(Tensor key, int n) -> Tensor', _uniform_kernel,
+    lambda key, n: (*key.shape[:-1], n), torch.float32,
+)  # fmt: skip
+_normal_op = _define(
+    'normal', '(Tensor key, int n) -> Tensor', _normal_kernel,
+    lambda key, n: (*key.shape[:-1], n), torch.float32,
+)  # fmt: skip
+
+
+def _define_elementwise(name: str, function):
+    """Register an opaque CPU operator from a numpy function of one float32 array."""
+    _library.define(f'{name}(Tensor x) -> Tensor', tags=_TAGS)
+    _library.impl(name, lambda x: torch.from_numpy(function(x.numpy())), 'CPU')
+    _library.impl(name, torch.library.fallthrough_kernel, 'Autograd')
+    torch.library.register_fake(f'purerl::{name}', torch.empty_like, lib=_library)
+    operator = getattr(torch.ops.purerl, name)
+    torch.library.register_vmap(
+        f'purerl::{name}', lambda info, in_dims, x: (operator(x), in_dims[0]), lib=_library
+    )
+    return operator
+
+
+_log_op = _define_elementwise('log', _xla_log)
+_log1p_op = _define_elementwise('log1p', _xla_log1p)
+_erfinv_op = _define_elementwise('erfinv', _xla_erfinv)
+
+
+def _opaque(x: torch.Tensor) -> bool:
+    return x.device.type == 'cpu'
+
+
+def _log(x: torch.Tensor) -> torch.Tensor:
+    return _log_op(x) if _opaque(x) else torch.log(x)
+
+
+def _log1p(x: torch.Tensor) -> torch.Tensor:
+    return _log1p_op(x) if _opaque(x) else torch.log1p(x)
+
+
+def _pairs(key: torch.Tensor, n: int) -> torch.Tensor:
+    if _opaque(key):
+        return _pairs_op(key, n)
+    counts = torch.arange(n, dtype=torch.int64, device=key.device)
+    return torch.stack(_threefry_inline(key, counts), dim=-1)
+
+
+def _bits32(key: torch.Tensor, n: int) -> torch.Tensor:
+    if _opaque(key):
+        return _bits_op(key, n)
+    x0, x1 = _threefry_inline(key, torch.arange(n, dtype=torch.int64, device=key.device))
+    return x0 ^ x1
+
+
+def _unit_uniform(key: torch.Tensor, n: int) -> torch.Tensor:
+    if _opaque(key):
+        return _uniform_op(key, n)
+    mantissa = (_bits32(key, n) >> 9) | 0x3F800000
+    return mantissa.to(torch.int32).view(torch.float32) - 1
+
+
+# --- Keys --------------------------------------------------------------------------------------
+
+
+def key(seed: int, device: torch.device | str = 'cpu') -> torch.Tensor:
+    """Make a key from an integer seed, as ``jax.random.PRNGKey`` does with 64-bit types off.
+
+    Args:
+        seed: any integer of at most 64 bits; JAX keeps its low 32 bits.
+
+    Returns:
+        A key, int64 of shape (2,).
+
+    Raises:
+        TypeError: if the seed is not an integer.
+        OverflowError: if it does not fit into 64 bits (as in JAX).
+    """
+    if isinstance(seed, bool) or not isinstance(seed, int | np.integer):
+        raise TypeError(f'a seed must be an integer, got {seed!r} of type {type(seed).__name__}')
+    seed = int(seed)
+    if not -(2**63) <= seed < 2**63:
+        raise OverflowError(f'a seed must fit into 64 bits, got {seed}')
+    return torch.tensor([0, seed & _MASK], dtype=torch.int64, device=device)
+
+
+def check_key(value) -> None:
+    """Raise a TypeError unless `value` is a key or a stack of keys."""
+    if not isinstance(value, torch.Tensor) or value.dtype != torch.int64 or value.dim() < 1:
+        raise TypeError(f'expected a key (an int64 tensor, see random.key), got {value!r}')
+    if value.shape[-1] != 2:
+        raise TypeError(f'a key has two words in its last axis, got shape {tuple(value.shape)}')
+
+
+def split(key: torch.Tensor, num: int | Sequence[int] = 2) -> torch.Tensor:
+    """Split a key into `num` keys, shape (num, 2) (or (*num, 2) if `num` is a shape)."""
+    check_key(key)
+    shape = (num,) if isinstance(num, int) else tuple(num)
+    return _pairs(key, math.prod(shape)).reshape(*key.shape[:-1], *shape, 2)
+
+
+def fold_in(key: torch.Tensor, data: int | torch.Tensor) -> torch.Tensor:
+    """Mix an integer (its low 32 bits; a Python number or a 0-d tensor) into a key."""
+    check_key(key)
+    counts = torch.as_tensor(data, dtype=torch.int64, device=key.device).reshape(1) & _MASK
+    if _opaque(key):
+        return _block_op(key, counts).squeeze(-2)
+    return torch.cat(_threefry_inline(key, counts), dim=-1)
+
+
+def generator(key: torch.Tensor, device: torch.device | str = 'cpu') -> torch.Generator:
+    """Make an explicit ``torch.Generator`` from a key, for host-side work that wants one."""
+    check_key(key)
+    high, low = key.tolist()
+    return torch.Generator(device).manual_seed((high << 32 | low) & (2**63 - 1))
+
+
+def split_generator(source: torch.Generator, num: int = 2) -> list[torch.Generator]:
+    """Draw `num` independent generators from `source`, advancing it (as keys split)."""
+    seeds = torch.randint(0, 2**63 - 1, (num,), generator=source, device=source.device)
+    return [torch.Generator(source.device).manual_seed(seed) for seed in seeds.tolist()]
+
+
+# --- Draws -------------------------------------------------------------------------------------
+
+
+def _draw(sampler, key: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
+    check_key(key)
+    shape = tuple(shape)
+    size = math.prod(shape)
+    if size >= 2**32:
+        raise ValueError(f'a draw is limited to 2**32 - 1 numbers, got shape {shape}')
+    return sampler(key, size).reshape(*key.shape[:-1], *shape)
+
+
+def bits(key: torch.Tensor, shape: Sequence[int] = (), bit_width: int = 32) -> torch.Tensor:
+    """Draw uniform bits.
+
+    Returns:
+        For 8, 16 and 64 bits an unsigned tensor of that width; for 32 bits an int64 tensor of
+        values below 2**32, as torch computes little with uint32.
+    """
+    if bit_width not in _BITS_DTYPES:
+        raise ValueError(f'bit_width must be 8, 16, 32 or 64, got {bit_width}')
+    if bit_width == 64:
+        pairs = _draw(lambda k, n: _pairs(k, n).movedim(-1, 0), key, (*shape,))
+        raise_high = pairs[0] << 32
+        return (raise_high | pairs[1]).view(torch.uint64)
+    words = _draw(_bits32, key, shape)
+    if bit_width == 32:
+        return words
+    return (words & (2**bit_width - 1)).to(_BITS_DTYPES[bit_width])
+
+
+def uniform(key: torch.Tensor, shape: Sequence[int] = (), minval=0.0, maxval=1.0) -> torch.Tensor:
+    """Draw float32 numbers from [minval, maxval) (23 random bits each, as in JAX)."""
+    floats = _draw(_unit_uniform, key, shape)
+    if not isinstance(minval, torch.Tensor) and not isinstance(maxval, torch.Tensor):
+        if minval == 0.0 and maxval == 1.0:
+            return floats
+        minval, maxval = np.float32(minval), np.float32(maxval)
+        minval, span = float(minval), float(maxval - minval)
+        return _scale(floats, span, minval).clamp(min=minval)
+    minval = torch.as_tensor(minval, dtype=torch.float32, device=key.device)
+    maxval = torch.as_tensor(maxval, dtype=torch.float32, device=key.device)
+    return torch.maximum(_scale(floats, (maxval - minval).double(), minval.double()), minval)
+
+
+def _scale(floats: torch.Tensor, span, offset) -> torch.Tensor:
+    # In float64, then rounded: XLA contracts this product and sum into one rounding.
+    return (floats.double() * span + offset).float()
+
+
+def erfinv(x: torch.Tensor) -> torch.Tensor:
+    """XLA's inverse error function for float32 (``torch.erfinv`` differs by up to 2e-5)."""
+    if _opaque(x):
+        return _erfinv_op(x)
+    w = -torch.log1p(-x * x)
+    centre, tail = w - 2.5, torch.sqrt(w) - 3.0
+    p, q = torch.full_like(x, _ERFINV_CENTRE[0]), torch.full_like(x, _ERFINV_TAIL[0])
+    for a, b in zip(_ERFINV_CENTRE[1:], _ERFINV_TAIL[1:], strict=True):
+        p = p * centre + a
+        q = q * tail + b
+    result = torch.where(w < 5.0, p, q) * x
+    return torch.where(x.abs() == 1.0, x * math.inf, result)
+
+
+def normal(key: torch.Tensor, shape: Sequence[int] = ()) -> torch.Tensor:
+    """Draw standard normal float32 numbers."""
+    if _opaque(key):
+        return _draw(_normal_op, key, shape)
+    return erfinv(uniform(key, shape, _ABOVE_MINUS_ONE, 1.0)) * _SQRT2
+
+
+def truncated_normal(
+    key: torch.Tensor, lower: float, upper: float, shape: Sequence[int] = ()
+) -> torch.Tensor:
+    """Draw standard normal numbers conditioned on the open interval (lower, upper)."""
+    lower, upper = np.float32(lower), np.float32(upper)
+    bounds = torch.tensor([lower, upper]) / _SQRT2
+    low, high = torch.erf(bounds).tolist()
+    samples = erfinv(uniform(key, shape, low, high)) * _SQRT2
+    return samples.clamp(
+        float(np.nextafter(lower, np.float32(np.inf))),
+        float(np.nextafter(upper, np.float32(-np.inf))),
+    )
+
+
+def bernoulli(key: torch.Tensor, p=0.5, shape: Sequence[int] | None = None) -> torch.Tensor:
+    """Draw booleans that are True with probability `p` (a number or a tensor)."""
+    if isinstance(p, torch.Tensor):
+        return uniform(key, p.shape if shape is None else shape) < p
+    return uniform(key, () if shape is None else shape) < float(np.float32(p))
+
+
+def randint(
+    key: torch.Tensor,
+    shape: Sequence[int],
+    minval: int,
+    maxval: int,
+    dtype: torch.dtype = torch.int32,
+) -> torch.Tensor:
+    """Draw integers from [minval, maxval), by JAX's remainder of 64 random bits.
+
+    Args:
+        minval, maxval: Python integers, or integer tensors (0-d) where they vary.
+        dtype: of the result; int32 as in JAX, or int64 for indexing. The numbers are the same.
+    """
+    high_key, low_key = split(key).unbind(-2)
+    high, low = _draw(_bits32, high_key, shape), _draw(_bits32, low_key, shape)
+    if isinstance(minval, torch.Tensor) or isinstance(maxval, torch.Tensor):
+        minval = torch.as_tensor(minval, dtype=torch.int64, device=key.device)
+        maxval = torch.as_tensor(maxval, dtype=torch.int64, device=key.device)
+        span = torch.where(maxval <= minval, 1, maxval - minval)
+        multiplier = torch.remainder(torch.full_like(span, 2**16), span)
+        multiplier = ((multiplier * multiplier) & _MASK) % span
+    else:
+        minval, maxval = _clip_int32(minval), _clip_int32(maxval, one_above=True)
+        span = max(maxval - minval, 0) or 1
+        if span == 2**32:
+            return _wrap_int32(low + minval).to(dtype)
+        multiplier = 2**16 % span
+        multiplier = (multiplier * multiplier & _MASK) % span
+    offset = (((high % span) * multiplier & _MASK) + low % span & _MASK) % span
+    return _wrap_int32(offset + minval).to(dtype)
+
+
+def _clip_int32(value: int, one_above: bool = False) -> int:
+    # JAX clips the bounds to the dtype's range, but lets maxval stand one above its largest value.
+    return min(max(int(value), -(2**31)), 2**31 - 1 + one_above)
+
+
+def _wrap_int32(value: torch.Tensor) -> torch.Tensor:
+    return ((value + 2**31) & _MASK) - 2**31
+
+
+def _shuffle(key: torch.Tensor, x: torch.Tensor, axis: int) -> torch.Tensor:
+    rounds = int(np.ceil(3 * np.log(max(1, x.numel())) / np.log(2**32 - 1)))
+    for _ in range(rounds):
+        key, subkey = split(key).unbind(-2)
+        order = torch.sort(bits(subkey, x.shape), dim=axis, stable=True).indices
+        x = torch.gather(x, axis, order)
+    return x
+
+
+def permutation(
+    key: torch.Tensor, x: int | torch.Tensor, axis: int = 0, independent: bool = False
+) -> torch.Tensor:
+    """Shuffle a tensor along an axis, or ``arange(x)`` if `x` is a number (int32).
+
+    Args:
+        independent: shuffle each slice on its own instead of moving whole slices.
+    """
+    if isinstance(x, int):
+        x = torch.arange(x, dtype=torch.int32, device=key.device)
+    if independent or x.dim() == 1:
+        return _shuffle(key, x, axis)
+    order = torch.arange(x.shape[axis], device=key.device)
+    return torch.index_select(x, axis, _shuffle(key, order, 0))
+
+
+def choice(
+    key: torch.Tensor,
+    a: int | torch.Tensor,
+    shape: Sequence[int] = (),
+    replace: bool = True,
+    p: torch.Tensor | None = None,
+    axis: int = 0,
+) -> torch.Tensor:
+    """Draw elements of `a` (or of ``arange(a)``) along an axis.
+
+    Args:
+        p: probabilities, shape (number of elements,). Entries may be negative, as the implicit
+            policies of IDQL need: an index is found in the cumulative sum, as JAX finds it.
+
+    Raises:
+        ValueError: if more elements are asked for than there are and `replace` is False.
+    """
+    shape = tuple(shape)
+    size = math.prod(shape)
+    num = a if isinstance(a, int) else a.shape[axis]
+    if size and num <= 0:
+        raise ValueError('choice: there are no elements to draw from')
+    if not replace and size > num:
+        raise ValueError(f'choice: cannot draw {size} of {num} elements without replacement')
+    if p is None and not replace:
+        shuffled = permutation(key, a, axis).narrow(0 if isinstance(a, int) else axis, 0, size)
+        return _unflatten_axis(shuffled, 0 if isinstance(a, int) else axis, shape)
+    if p is None:
+        indices = randint(key, shape, 0, num)
+    elif replace:
+        p = torch.as_tensor(p, dtype=torch.float32, device=key.device)
+        cumulative = torch.cumsum(p, 0)
+        indices = torch.searchsorted(cumulative, cumulative[-1] * (1 - uniform(key, shape)))
+    else:
+        p = torch.as_tensor(p, dtype=torch.float32, device=key.device)
+        indices = torch.topk(gumbel(key, (num,)) + _log(p), size).indices.reshape(shape)
+    if isinstance(a, int):
+        return indices.to(torch.int32)
+    return _unflatten_axis(torch.index_select(a, axis, indices.reshape(-1).long()), axis, shape)
+
+
+def _unflatten_axis(x: torch.Tensor, axis: int, shape: tuple[int, ...]) -> torch.Tensor:
+    return x.reshape(*x.shape[:axis], *shape, *x.shape[axis + 1 :])
+
+
+def gumbel(key: torch.Tensor, shape: Sequence[int] = ()) -> torch.Tensor:
+    """Draw standard Gumbel numbers (JAX's default, "low" dynamic range)."""
+    tiny = float(np.finfo(np.float32).tiny)
+    return -_log(-_log(uniform(key, shape, tiny, 1.0)))
+
+
+def categorical(
+    key: torch.Tensor, logits: torch.Tensor, axis: int = -1, shape: Sequence[int] | None = None
+) -> torch.Tensor:
+    """Draw indices with probability softmax(logits), by the Gumbel-max trick (int32).
+
+    Args:
+        shape: of the result; its trailing axes are those of `logits` without `axis`.
+    """
+    axis %= logits.dim()
+    batch_shape = (*logits.shape[:axis], *logits.shape[axis + 1 :])
+    shape = batch_shape if shape is None else tuple(shape)
+    if shape[len(shape) - len(batch_shape) :] != batch_shape:
+        raise ValueError(f'categorical: shape {shape} does not end in {batch_shape}')
+    prefix = shape[: len(shape) - len(batch_shape)]
+    noise = gumbel(key, (*prefix, *logits.shape))
+    return torch.argmax(noise + logits, dim=axis + len(prefix)).to(torch.int32)
+
+
+def exponential(key: torch.Tensor, shape: Sequence[int] = ()) -> torch.Tensor:
+    """Draw standard exponential numbers."""
+    return -_log1p(-uniform(key, shape))
