@@ -208,8 +208,7 @@ class _Program:
 
         with torch.no_grad():
             graph = make_fx(flat, tracing_mode='fake')(*leaves)
-            graph = _tidy(graph)
-            self._run = _compile(graph, leaves) if mode == 'inductor' else graph
+            self._run = _generate(graph, leaves) if mode == 'inductor' else _tidy(graph)
 
     def __call__(self, leaves):
         with torch.no_grad():
@@ -225,5 +224,13 @@ def _tidy(graph):
     return graph
 
 
-def _compile(graph, leaves):
-    return torch._inductor.compile(graph, leaves)
+# Shapes are checked once per program, by the key that finds it.
+_INDUCTOR_OPTIONS = {'size_asserts': False, 'alignment_asserts': False, 'nan_asserts': False}
+
+
+def _generate(graph, leaves):
+    """Compile a traced graph with TorchInductor, through its on-disk cache."""
+    with torch._inductor.config.patch(_INDUCTOR_OPTIONS):
+        return torch._inductor.standalone_compile(
+            graph, leaves, dynamic_shapes='from_example_inputs'
+        )

@@ -27,7 +27,7 @@ import torch
 import torch.nn.functional as F
 from torch.func import functional_call, vmap
 
-from purerl.core import random
+from purerl.core import random, trees
 from purerl.core.trees import Path
 
 Params = dict[str, Any]
@@ -149,12 +149,21 @@ def init(module: Module, key: torch.Tensor, *args, **kwargs) -> Params:
         ValueError: if the forward pass does not reach every declared parameter.
     """
     random.check_key(key)
+    args, kwargs = trees.map(_example, (args, kwargs))
     with torch.no_grad(), _Scope(module, {'params': key}, params={}) as scope:
         module(*args, **kwargs)
     missing = {name for name, _ in module.named_parameters()} - {'.'.join(p) for p in scope.params}
     if missing:
         raise ValueError(f'the example inputs never reach these parameters: {sorted(missing)}')
     return _nest({path: value.contiguous() for path, value in scope.params.items()})
+
+
+def _example(value):
+    """Let example inputs be arrays; their float64 becomes float32, as in JAX."""
+    if not isinstance(value, np.ndarray | np.generic):
+        return value
+    tensor = torch.as_tensor(value)
+    return tensor.float() if tensor.dtype == torch.float64 else tensor
 
 
 def apply(

@@ -153,8 +153,34 @@ def _debias(decay: float, count: torch.Tensor) -> torch.Tensor:
     decay is therefore taken in float64 and rounded: scalar, vectorised and generated code, and
     XLA's, then agree on every bit.
     """
+    if count.device.type == 'cpu':
+        return torch.ops.purerl.debias(count, decay)
     power = float(np.float32(decay)) ** count.to(torch.float64)
     return 1 - power.to(torch.float32)
+
+
+# Opaque on a CPU: written inline, Inductor takes the power again for every single parameter.
+_library = torch.library.Library('purerl', 'FRAGMENT')
+_library.define('debias(Tensor count, float decay) -> Tensor', tags=(torch.Tag.pt2_compliant_tag,))
+
+
+def _debias_kernel(count: torch.Tensor, decay: float) -> torch.Tensor:
+    power = np.float64(np.float32(decay)) ** count.numpy().astype(np.float64)
+    return torch.from_numpy(np.asarray(np.float32(1) - power.astype(np.float32)))
+
+
+def _debias_batched(info, in_dims, count, decay):
+    return torch.ops.purerl.debias(count, decay), in_dims[0]
+
+
+_library.impl('debias', _debias_kernel, 'CPU')
+_library.impl('debias', torch.library.fallthrough_kernel, 'Autograd')
+torch.library.register_fake(
+    'purerl::debias',
+    lambda count, decay: count.new_empty(count.shape, dtype=torch.float32),
+    lib=_library,
+)
+torch.library.register_vmap('purerl::debias', _debias_batched, lib=_library)
 
 
 def _stateless(update_leaf: Callable) -> GradientTransformation:

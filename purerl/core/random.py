@@ -2,7 +2,7 @@
 
 A key is an int64 tensor of shape (2,) that holds two uint32 words; several keys are stacked along
 leading axes. Every function takes a key and returns the numbers that ``jax.random`` returns for
-it (integers and bits exactly, floats to within 1 ulp):
+it (on a CPU bit for bit, on a GPU floats to within 2 ulp):
 
     key = random.key(0)
     key, noise_key = random.split(key)
@@ -22,10 +22,11 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
+from purerl.core import native
+
 _ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
 _PARITY = 0x1BD11BDA
 _MASK = 0xFFFFFFFF
-_SCALAR_BLOCKS = 4  # up to here, Python integers beat numpy's cost per call
 
 _BITS_DTYPES = {8: torch.uint8, 16: torch.uint16, 32: torch.int64, 64: torch.uint64}
 
@@ -33,25 +34,11 @@ _BITS_DTYPES = {8: torch.uint8, 16: torch.uint16, 32: torch.int64, 64: torch.uin
 # --- The cipher --------------------------------------------------------------------------------
 
 
-def _threefry_scalar(k0: int, k1: int, x0: int, x1: int) -> tuple[int, int]:
-    """One block of threefry2x32 with 20 rounds, on Python integers."""
-    ks = (k0, k1, k0 ^ k1 ^ _PARITY)
-    x0 = (x0 + k0) & _MASK
-    x1 = (x1 + k1) & _MASK
-    for i in range(5):
-        for r in _ROTATIONS[i % 2]:
-            x0 = (x0 + x1) & _MASK
-            x1 = ((x1 << r) & _MASK | x1 >> (32 - r)) ^ x0
-        x0 = (x0 + ks[(i + 1) % 3]) & _MASK
-        x1 = (x1 + ks[(i + 2) % 3] + i + 1) & _MASK
-    return x0, x1
-
-
 def _threefry_numpy(key: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Encrypt the counters (0, counts) under uint32 keys (..., 2); returns two (..., n) arrays."""
     k0, k1 = key[..., :1], key[..., 1:]
     ks = (k0, k1, k0 ^ k1 ^ np.uint32(_PARITY))
-    x0 = np.broadcast_to(k0, (*key.shape[:-1], len(counts))).copy()
+    x0 = np.broadcast_to(k0, (*key.shape[:-1], counts.shape[-1])).copy()
     x1 = counts + k1
     high = np.empty_like(x1)
     for i in range(5):
@@ -81,23 +68,15 @@ def _threefry_inline(key: torch.Tensor, counts: torch.Tensor) -> tuple[torch.Ten
     return x0, x1
 
 
-def _pairs_kernel(key: torch.Tensor, n: int) -> torch.Tensor:
-    if key.dim() == 1 and n <= _SCALAR_BLOCKS:
-        k0, k1 = key.tolist()
-        words = [_threefry_scalar(k0, k1, 0, i) for i in range(n)]
-        return torch.tensor(words, dtype=torch.int64).reshape(n, 2)
-    words = _threefry_numpy(key.numpy().astype(np.uint32), np.arange(n, dtype=np.uint32))
-    return torch.from_numpy(np.stack(words, axis=-1).astype(np.int64))
+# The CPU operators: C where a compiler is at hand (see `native`), else numpy, with the same bits.
 
 
-def _block_kernel(key: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
-    if key.dim() == 1 and counts.numel() == 1:
-        k0, k1 = key.tolist()
-        words = _threefry_scalar(k0, k1, 0, int(counts.item()) & _MASK)
-        return torch.tensor([words], dtype=torch.int64)
-    counts = (counts.numpy() & _MASK).astype(np.uint32)
-    words = _threefry_numpy(key.numpy().astype(np.uint32), counts)
-    return torch.from_numpy(np.stack(words, axis=-1).astype(np.int64))
+def _run_native(name: str, key: torch.Tensor, n: int, shape: tuple, dtype: torch.dtype):
+    key = key.contiguous()
+    out = torch.empty((*key.shape[:-1], *shape), dtype=dtype)
+    kernel = getattr(native.library(), name)
+    kernel(key.data_ptr(), key.numel() // 2, n, out.data_ptr())
+    return out
 
 
 def _words(key: torch.Tensor, n: int) -> np.ndarray:
@@ -106,7 +85,31 @@ def _words(key: torch.Tensor, n: int) -> np.ndarray:
     return x0
 
 
+def _pairs_kernel(key: torch.Tensor, n: int) -> torch.Tensor:
+    if native.library():
+        return _run_native('pairs', key, n, (n, 2), torch.int64)
+    words = _threefry_numpy(key.numpy().astype(np.uint32), np.arange(n, dtype=np.uint32))
+    return torch.from_numpy(np.stack(words, axis=-1).astype(np.int64))
+
+
+def _block_kernel(key: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
+    n = counts.shape[-1]
+    if native.library():
+        key, counts = key.contiguous(), counts.contiguous()
+        out = torch.empty((*key.shape[:-1], n, 2), dtype=torch.int64)
+        stride = n if counts.dim() > 1 else 0
+        native.library().pairs_at(
+            key.data_ptr(), key.numel() // 2, n, counts.data_ptr(), stride, out.data_ptr()
+        )
+        return out
+    counts = (counts.numpy() & _MASK).astype(np.uint32)
+    words = _threefry_numpy(key.numpy().astype(np.uint32), counts)
+    return torch.from_numpy(np.stack(words, axis=-1).astype(np.int64))
+
+
 def _bits_kernel(key: torch.Tensor, n: int) -> torch.Tensor:
+    if native.library():
+        return _run_native('bits', key, n, (n,), torch.int64)
     return torch.from_numpy(_words(key, n).astype(np.int64))
 
 
@@ -120,10 +123,14 @@ def _unit_floats(words: np.ndarray) -> np.ndarray:
 
 
 def _uniform_kernel(key: torch.Tensor, n: int) -> torch.Tensor:
+    if native.library():
+        return _run_native('uniforms', key, n, (n,), torch.float32)
     return torch.from_numpy(_unit_floats(_words(key, n)))
 
 
 def _normal_kernel(key: torch.Tensor, n: int) -> torch.Tensor:
+    if native.library():
+        return _run_native('normals', key, n, (n,), torch.float32)
     u = _unit_floats(_words(key, n))
     u = np.maximum(_fma(u, _SPAN_TO_ONE, _ABOVE_MINUS_ONE), _ABOVE_MINUS_ONE)
     return torch.from_numpy(_xla_erfinv(u) * np.float32(_SQRT2))
@@ -131,8 +138,7 @@ def _normal_kernel(key: torch.Tensor, n: int) -> torch.Tensor:
 
 # --- XLA's elementary functions on a CPU ---------------------------------------------------------
 # XLA approximates them itself and contracts a * b + c into fused multiply-adds. Repeated in that
-# order they give the same bits (log exactly, log1p and erfinv but for one ulp in a few thousand),
-# which libm's better rounded functions do not.
+# order they give the same bits, which libm's better rounded functions do not.
 
 
 def _fma(a, b, c) -> np.ndarray:
@@ -169,7 +175,7 @@ def _xla_log(x: np.ndarray) -> np.ndarray:
     tail = _fma(_fma(high, cube, middle), cube, low)
     tail = _fma(tail, cube, _LOG_2_LOW * exponent)
     result = _fma(exponent, _LOG_2_HIGH, _fma(square, np.float32(-0.5), m) + tail)
-    return np.where(x == 0, np.float32(-np.inf), result)
+    return np.where(x > 0, result, np.where(x == 0, np.float32(-np.inf), np.float32(np.nan)))
 
 
 # Cephes log1p.
@@ -192,7 +198,7 @@ def _xla_log1p(x: np.ndarray) -> np.ndarray:
     x = x[near]
     square = x * x
     ratio = _polynomial(x, _LOG1P_NUMERATOR) / _polynomial(x, _LOG1P_DENOMINATOR)
-    result[near] = x + _fma(square, np.float32(-0.5), x * (square * ratio))
+    result[near] = x + _fma(square, np.float32(-0.5), x * square * ratio)
     return result
 
 
@@ -218,6 +224,24 @@ def _xla_erfinv(x: np.ndarray) -> np.ndarray:
     result[tail] = _polynomial(np.sqrt(w[tail]) - np.float32(3), _ERFINV_TAIL)
     with np.errstate(invalid='ignore'):
         return np.where(np.abs(x) == 1, x * np.float32(np.inf), result * x)
+
+
+# Eigen's rational approximation; erf is 1 in float32 from the bound on.
+_ERF_NUMERATOR = (
+    0.00022905065861350646, 0.0034082910107109506, 0.050955695062380861, 0.18520832239976145,
+    1.128379143519084,
+)  # fmt: skip
+_ERF_DENOMINATOR = (
+    -1.1791602954361697e-7, 0.000023547966471313185, 0.0010179625278914885, 0.014070470171167667,
+    0.11098505178285362, 0.49746925110067538, 1.0,
+)  # fmt: skip
+_ERF_BOUND = np.float32(3.832506856900711)
+
+
+def _xla_erf(x: np.ndarray) -> np.ndarray:
+    x = np.clip(x, -_ERF_BOUND, _ERF_BOUND)
+    square = x * x
+    return x * _polynomial(square, _ERF_NUMERATOR) / _polynomial(square, _ERF_DENOMINATOR)
 
 
 _library = torch.library.Library('purerl', 'DEF')
@@ -276,9 +300,21 @@ _normal_op = _define(
 def _define_elementwise(name: str, function):
     """Register an opaque CPU operator from a numpy function of one float32 array."""
     _library.define(f'{name}(Tensor x) -> Tensor', tags=_TAGS)
-    _library.impl(name, lambda x: torch.from_numpy(function(x.numpy())), 'CPU')
+
+    def kernel(x):
+        x = x.contiguous()
+        if native.library():
+            out = torch.empty_like(x)
+            getattr(native.library(), f'{name}_map')(x.data_ptr(), x.numel(), out.data_ptr())
+            return out
+        return torch.from_numpy(function(x.numpy().reshape(-1))).reshape(x.shape)
+
+    def fake(x):
+        return x.new_empty(x.shape)
+
+    _library.impl(name, kernel, 'CPU')
     _library.impl(name, torch.library.fallthrough_kernel, 'Autograd')
-    torch.library.register_fake(f'purerl::{name}', torch.empty_like, lib=_library)
+    torch.library.register_fake(f'purerl::{name}', fake, lib=_library)
     operator = getattr(torch.ops.purerl, name)
     torch.library.register_vmap(
         f'purerl::{name}', lambda info, in_dims, x: (operator(x), in_dims[0]), lib=_library
@@ -315,6 +351,11 @@ def _bits32(key: torch.Tensor, n: int) -> torch.Tensor:
         return _bits_op(key, n)
     x0, x1 = _threefry_inline(key, torch.arange(n, dtype=torch.int64, device=key.device))
     return x0 ^ x1
+
+
+def _bits64(key: torch.Tensor, n: int) -> torch.Tensor:
+    high, low = _pairs(key, n).unbind(-1)
+    return high << 32 | low
 
 
 def _unit_uniform(key: torch.Tensor, n: int) -> torch.Tensor:
@@ -394,7 +435,7 @@ def _draw(sampler, key: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
     size = math.prod(shape)
     if size >= 2**32:
         raise ValueError(f'a draw is limited to 2**32 - 1 numbers, got shape {shape}')
-    return sampler(key, size).reshape(*key.shape[:-1], *shape)
+    return sampler(key, size).reshape((*key.shape[:-1], *shape))
 
 
 def bits(key: torch.Tensor, shape: Sequence[int] = (), bit_width: int = 32) -> torch.Tensor:
@@ -407,9 +448,7 @@ def bits(key: torch.Tensor, shape: Sequence[int] = (), bit_width: int = 32) -> t
     if bit_width not in _BITS_DTYPES:
         raise ValueError(f'bit_width must be 8, 16, 32 or 64, got {bit_width}')
     if bit_width == 64:
-        pairs = _draw(lambda k, n: _pairs(k, n).movedim(-1, 0), key, (*shape,))
-        raise_high = pairs[0] << 32
-        return (raise_high | pairs[1]).view(torch.uint64)
+        return _draw(_bits64, key, shape).view(torch.uint64)
     words = _draw(_bits32, key, shape)
     if bit_width == 32:
         return words
@@ -435,7 +474,7 @@ def _scale(floats: torch.Tensor, span, offset) -> torch.Tensor:
     return (floats.double() * span + offset).float()
 
 
-def erfinv(x: torch.Tensor) -> torch.Tensor:
+def _erfinv(x: torch.Tensor) -> torch.Tensor:
     """XLA's inverse error function for float32 (``torch.erfinv`` differs by up to 2e-5)."""
     if _opaque(x):
         return _erfinv_op(x)
@@ -451,9 +490,13 @@ def erfinv(x: torch.Tensor) -> torch.Tensor:
 
 def normal(key: torch.Tensor, shape: Sequence[int] = ()) -> torch.Tensor:
     """Draw standard normal float32 numbers."""
+    return _draw(_unit_normal, key, shape)
+
+
+def _unit_normal(key: torch.Tensor, n: int) -> torch.Tensor:
     if _opaque(key):
-        return _draw(_normal_op, key, shape)
-    return erfinv(uniform(key, shape, _ABOVE_MINUS_ONE, 1.0)) * _SQRT2
+        return _normal_op(key, n)
+    return _erfinv(uniform(key, (n,), _ABOVE_MINUS_ONE, 1.0)) * _SQRT2
 
 
 def truncated_normal(
@@ -461,9 +504,8 @@ def truncated_normal(
 ) -> torch.Tensor:
     """Draw standard normal numbers conditioned on the open interval (lower, upper)."""
     lower, upper = np.float32(lower), np.float32(upper)
-    bounds = torch.tensor([lower, upper]) / _SQRT2
-    low, high = torch.erf(bounds).tolist()
-    samples = erfinv(uniform(key, shape, low, high)) * _SQRT2
+    low, high = _xla_erf(np.stack([lower, upper]) / np.float32(_SQRT2)).tolist()
+    samples = _erfinv(uniform(key, shape, low, high)) * _SQRT2
     return samples.clamp(
         float(np.nextafter(lower, np.float32(np.inf))),
         float(np.nextafter(upper, np.float32(-np.inf))),
@@ -475,6 +517,10 @@ def bernoulli(key: torch.Tensor, p=0.5, shape: Sequence[int] | None = None) -> t
     if isinstance(p, torch.Tensor):
         return uniform(key, p.shape if shape is None else shape) < p
     return uniform(key, () if shape is None else shape) < float(np.float32(p))
+
+
+# JAX clips randint's bounds to this range, but lets maxval stand one above its largest value.
+_INT32 = (-(2**31), 2**31 - 1)
 
 
 def randint(
@@ -495,11 +541,13 @@ def randint(
     if isinstance(minval, torch.Tensor) or isinstance(maxval, torch.Tensor):
         minval = torch.as_tensor(minval, dtype=torch.int64, device=key.device)
         maxval = torch.as_tensor(maxval, dtype=torch.int64, device=key.device)
+        minval, maxval = minval.clamp(*_INT32), maxval.clamp(_INT32[0], _INT32[1] + 1)
         span = torch.where(maxval <= minval, 1, maxval - minval)
         multiplier = torch.remainder(torch.full_like(span, 2**16), span)
         multiplier = ((multiplier * multiplier) & _MASK) % span
     else:
-        minval, maxval = _clip_int32(minval), _clip_int32(maxval, one_above=True)
+        minval = min(max(int(minval), _INT32[0]), _INT32[1])
+        maxval = min(max(int(maxval), _INT32[0]), _INT32[1] + 1)
         span = max(maxval - minval, 0) or 1
         if span == 2**32:
             return _wrap_int32(low + minval).to(dtype)
@@ -507,11 +555,6 @@ def randint(
         multiplier = (multiplier * multiplier & _MASK) % span
     offset = (((high % span) * multiplier & _MASK) + low % span & _MASK) % span
     return _wrap_int32(offset + minval).to(dtype)
-
-
-def _clip_int32(value: int, one_above: bool = False) -> int:
-    # JAX clips the bounds to the dtype's range, but lets maxval stand one above its largest value.
-    return min(max(int(value), -(2**31)), 2**31 - 1 + one_above)
 
 
 def _wrap_int32(value: torch.Tensor) -> torch.Tensor:
@@ -562,14 +605,14 @@ def choice(
     """
     shape = tuple(shape)
     size = math.prod(shape)
+    axis = 0 if isinstance(a, int) else axis % a.dim()
     num = a if isinstance(a, int) else a.shape[axis]
     if size and num <= 0:
         raise ValueError('choice: there are no elements to draw from')
     if not replace and size > num:
         raise ValueError(f'choice: cannot draw {size} of {num} elements without replacement')
     if p is None and not replace:
-        shuffled = permutation(key, a, axis).narrow(0 if isinstance(a, int) else axis, 0, size)
-        return _unflatten_axis(shuffled, 0 if isinstance(a, int) else axis, shape)
+        return _unflatten_axis(permutation(key, a, axis).narrow(axis, 0, size), axis, shape)
     if p is None:
         indices = randint(key, shape, 0, num)
     elif replace:
@@ -578,14 +621,17 @@ def choice(
         indices = torch.searchsorted(cumulative, cumulative[-1] * (1 - uniform(key, shape)))
     else:
         p = torch.as_tensor(p, dtype=torch.float32, device=key.device)
-        indices = torch.topk(gumbel(key, (num,)) + _log(p), size).indices.reshape(shape)
+        # Stable, so that among impossible elements the first come first, as in JAX.
+        scores = gumbel(key, (num,)) + _log(p.clamp(min=0))
+        order = torch.sort(scores, descending=True, stable=True).indices
+        indices = order[:size].reshape(shape)
     if isinstance(a, int):
         return indices.to(torch.int32)
     return _unflatten_axis(torch.index_select(a, axis, indices.reshape(-1).long()), axis, shape)
 
 
 def _unflatten_axis(x: torch.Tensor, axis: int, shape: tuple[int, ...]) -> torch.Tensor:
-    return x.reshape(*x.shape[:axis], *shape, *x.shape[axis + 1 :])
+    return x.reshape((*x.shape[:axis], *shape, *x.shape[axis + 1 :]))
 
 
 def gumbel(key: torch.Tensor, shape: Sequence[int] = ()) -> torch.Tensor:

@@ -141,6 +141,19 @@ def _expand(node):
     return None
 
 
+def children(node) -> dict[str, Any] | None:
+    """Return a container's children under the names that Flax's ``to_state_dict`` uses.
+
+    None for a leaf; an empty dict for ``None``, which is an empty subtree.
+    """
+    if node is None:
+        return {}
+    expanded = None if isinstance(node, torch.Tensor) else _expand(node)
+    if expanded is None:
+        return None
+    return {str(name): child for name, child in zip(expanded[2], expanded[3], strict=True)}
+
+
 def flatten(tree) -> tuple[list, Any]:
     """Return the leaves, in JAX's order, and a hashable description of the structure."""
     leaves: list = []
@@ -212,14 +225,12 @@ def leaves_with_path(tree) -> list[tuple[Path, Any]]:
     pairs: list[tuple[Path, Any]] = []
 
     def visit(node, path):
-        if node is None:
-            return
-        expanded = None if isinstance(node, torch.Tensor) else _expand(node)
-        if expanded is None:
+        named = children(node)
+        if named is None:
             pairs.append((path, node))
             return
-        for name, child in zip(expanded[2], expanded[3], strict=True):
-            visit(child, (*path, str(name)))
+        for name, child in named.items():
+            visit(child, (*path, name))
 
     visit(tree, ())
     return pairs

@@ -125,11 +125,13 @@ class Temperature(nn.Module):
 
 
 class TfpNormalDiag(MultivariateNormalDiag):
-    """The diagonal normal of tensorflow_probability: noise is drawn with the event axis first."""
+    """The diagonal normal of tensorflow_probability: noise is drawn with the event axis before
+    the batch axes."""
 
     def _noise(self, seed, sample_shape):
         *batch, size = torch.broadcast_shapes(self.loc.shape, self.scale_diag.shape)
-        return random.normal(seed, (size, *sample_shape, *batch)).movedim(0, -1)
+        noise = random.normal(seed, (*sample_shape, size, *batch))
+        return noise.movedim(len(sample_shape), -1)
 
 
 class Normal(nn.Module):

@@ -1,0 +1,85 @@
+"""The C kernels of `random` (``threefry.c``): compiled on first use, kept for later processes.
+
+They return the bits that the numpy code in `random` returns, 20 to 60 times faster. Where there is
+no C compiler, or with ``PURERL_NATIVE=0`` in the environment, numpy serves.
+"""
+
+import ctypes
+import functools
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+_SOURCE = Path(__file__).with_name('threefry.c')
+# Contraction is off because the fused multiply-adds are written out where XLA has them.
+_FLAGS = (
+    '-O3', '-march=native', '-ffp-contract=off', '-fno-math-errno', '-fno-trapping-math',
+    '-shared', '-fPIC',
+)  # fmt: skip
+
+_POINTER, _SIZE = ctypes.c_void_p, ctypes.c_int64
+_SIGNATURES = {
+    'pairs': (_POINTER, _SIZE, _SIZE, _POINTER),
+    'pairs_at': (_POINTER, _SIZE, _SIZE, _POINTER, _SIZE, _POINTER),
+    'bits': (_POINTER, _SIZE, _SIZE, _POINTER),
+    'uniforms': (_POINTER, _SIZE, _SIZE, _POINTER),
+    'normals': (_POINTER, _SIZE, _SIZE, _POINTER),
+    'log_map': (_POINTER, _SIZE, _POINTER),
+    'log1p_map': (_POINTER, _SIZE, _POINTER),
+    'erfinv_map': (_POINTER, _SIZE, _POINTER),
+}
+
+
+@functools.cache
+def library() -> ctypes.CDLL | None:
+    """Return the compiled kernels, or None where they cannot be had."""
+    if os.environ.get('PURERL_NATIVE') == '0':
+        return None
+    compiler = os.environ.get('CC') or shutil.which('gcc') or shutil.which('cc')
+    if compiler is None:
+        return None
+    try:
+        kernels = ctypes.CDLL(str(_build(compiler)))
+    except (OSError, subprocess.SubprocessError):
+        return None
+    for name, argtypes in _SIGNATURES.items():
+        function = getattr(kernels, name)
+        function.argtypes, function.restype = argtypes, None
+    return kernels
+
+
+def _build(compiler: str) -> Path:
+    """Compile unless this source was compiled before by this compiler on this kind of machine."""
+    identity = (_SOURCE.read_bytes(), compiler.encode(), ' '.join(_FLAGS).encode(), _machine())
+    digest = hashlib.sha256(b'\0'.join(identity)).hexdigest()[:16]
+    path = _cache_folder() / f'threefry-{digest}.so'
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+            built = Path(folder) / path.name
+            command = [compiler, *_FLAGS, '-o', str(built), str(_SOURCE), '-lm']
+            subprocess.run(command, check=True, capture_output=True, timeout=60)
+            built.replace(path)
+    return path
+
+
+def _machine() -> bytes:
+    """What -march=native depends on: a home folder may be shared by unlike machines."""
+    try:
+        lines = Path('/proc/cpuinfo').read_text().splitlines()
+        described = next(line for line in lines if line.lower().startswith(('flags', 'features')))
+    except (OSError, StopIteration):
+        described = platform.processor()
+    return f'{platform.machine()} {described}'.encode()
+
+
+def _cache_folder() -> Path:
+    base = os.environ.get('XDG_CACHE_HOME')
+    try:
+        return (Path(base) if base else Path.home() / '.cache') / 'purerl'
+    except RuntimeError:  # no home folder
+        return Path(tempfile.gettempdir()) / f'purerl-{os.getuid()}'

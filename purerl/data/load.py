@@ -1,0 +1,48 @@
+"""One entrance to all dataset formats."""
+
+import os
+from pathlib import Path
+
+from purerl.data import d4rl, minari, ogbench
+from purerl.data.check import DatasetError
+
+OGBENCH_FOLDER = '~/.ogbench/data'  # where OGBench keeps its downloads
+
+
+def load_dataset(path_or_name: str | os.PathLike, **options) -> tuple[dict, dict | None]:
+    """Load a dataset from the disk; nothing is downloaded.
+
+    Args:
+        path_or_name: `<file>.npz` (OGBench), `<file>.hdf5` or `.h5` (D4RL), a folder with a Minari
+            dataset; or a name: an OGBench dataset in ~/.ogbench/data (cube-single-play-v0;
+            single-task names get that task's rewards), else a Minari identifier
+            (D4RL/door/human-v2).
+        **options: passed to the format's `load`.
+
+    Returns:
+        The training arrays, and the validation arrays where the format has them (OGBench's `-val`
+        file), else None.
+
+    Raises:
+        DatasetError: if there is no such dataset, or it is damaged.
+    """
+    path = Path(path_or_name).expanduser()
+    if path.suffix == '.npz':
+        return ogbench.load_pair(path, **options)
+    if path.suffix in ('.hdf5', '.h5'):
+        return d4rl.load(path, **options), None
+    if path.is_dir():
+        return minari.load(path, **options), None
+    if path.suffix or path.is_file():
+        raise DatasetError(
+            f'{path}: unknown dataset format {path.suffix!r}; expected .npz (OGBench), .hdf5 or '
+            '.h5 (D4RL), or the folder of a Minari dataset'
+        )
+    if '/' in str(path_or_name):
+        return minari.load(str(path_or_name), **options), None
+    names = ogbench.parse_name(str(path_or_name))
+    if 'singletask' in names.env_name:
+        options = {'env_name': names.env_name, **options}
+    return ogbench.load_pair(
+        Path(OGBENCH_FOLDER).expanduser() / f'{names.file_stem}.npz', **options
+    )

@@ -1,0 +1,201 @@
+"""Environments by name: gymnasium's, and OGBench's under the names of its datasets."""
+
+import difflib
+import importlib
+import importlib.util
+
+import gymnasium
+import numpy as np
+from gymnasium.spaces import Box, Dict
+from gymnasium.wrappers import FlattenObservation, RescaleAction
+
+from purerl.envs import wrappers
+
+_OGBENCH_FAMILIES = frozenset(
+    ('pointmaze', 'antmaze', 'humanoidmaze', 'antsoccer', 'cube', 'scene', 'puzzle', 'powderworld')
+)
+_OGBENCH_DATASET_TYPES = ('play', 'noisy', 'navigate', 'stitch', 'explore')
+# OGBench's infos repeat the whole scene under these keys at each step.
+_OGBENCH_INFO_FILTERS = ('.*privileged.*', '.*proprio.*')
+
+
+def make(
+    env_name,
+    seed=None,
+    render_mode=None,
+    frame_stack=None,
+    max_episode_steps=None,
+    **kwargs,
+):
+    """Makes an environment with float32 observations, actions in [-1, 1] and episode statistics.
+
+    Bounded continuous actions are rescaled from [-1, 1] and clipped; other action spaces stay as
+    they are. Dictionary observations are flattened. `info['episode']` of an episode's last step
+    holds its statistics (`wrappers.EpisodeMonitor`).
+
+    Args:
+        env_name: A gymnasium id (`HalfCheetah-v5`), or a name of OGBench: a single-task dataset
+            (`cube-single-play-singletask-v0`, `cube-single-play-singletask-task2-v0`, InFOM's
+            `cube-single-play-ft-singletask-v0`), a dataset (`cube-single-play-v0`) or an
+            environment (`cube-single-v0`).
+        seed: Seeds the environment and its spaces (`wrappers.seed_env`). None leaves them to the
+            operating system.
+        render_mode: As in `gymnasium.make`.
+        frame_stack: Number of observations to concatenate along the last axis.
+        max_episode_steps: Replaces the environment's own time limit (steps).
+        **kwargs: Passed to the environment.
+
+    Returns:
+        A `gymnasium.Env`.
+
+    Raises:
+        ValueError: If there is no such environment; the message has the nearest names.
+        ImportError: If the environment's package is not installed; the message says what to do.
+    """
+    kwargs = {'render_mode': render_mode, 'max_episode_steps': max_episode_steps, **kwargs}
+    env = make_base(env_name, **{key: value for key, value in kwargs.items() if value is not None})
+    env = wrappers.SinglePrecision(env)
+    if isinstance(env.observation_space, Dict):
+        env = FlattenObservation(env)
+    if _is_bounded(env.action_space):
+        if (env.action_space.low != -1.0).any() or (env.action_space.high != 1.0).any():
+            env = RescaleAction(env, np.float32(-1.0), np.float32(1.0))
+        env = wrappers.ClipAction(env)
+    filters = _OGBENCH_INFO_FILTERS if is_ogbench(env_name) else ()
+    env = wrappers.EpisodeMonitor(env, filters)
+    if frame_stack is not None:
+        env = wrappers.FrameStack(env, frame_stack)
+    if seed is not None:
+        wrappers.seed_env(env, seed)
+    return env
+
+
+def make_base(env_name, **kwargs):
+    """Makes an environment with its time limit, but without the wrappers that `make` adds.
+
+    Args:
+        env_name: As in `make`.
+        **kwargs: Passed to `gymnasium.make`.
+
+    Returns:
+        A `gymnasium.Env`; one of OGBench is isolated from numpy's global random stream.
+
+    Raises:
+        ValueError: If there is no such environment.
+        ImportError: If the environment's package is not installed.
+    """
+    if is_ogbench(env_name):
+        return _make_ogbench(env_name, kwargs)
+    # 'package:Name-v0' has gymnasium import the package, which registers the name.
+    if ':' not in env_name and env_name not in gymnasium.registry:
+        raise _unknown(env_name)
+    return _make_registered(env_name, kwargs)
+
+
+def is_ogbench(env_name):
+    """Whether a name is of the form that OGBench's environments and datasets have."""
+    parts = env_name.removeprefix('visual-').split('-')
+    return parts[0] in _OGBENCH_FAMILIES or 'singletask' in parts
+
+
+def ogbench_env_id(name):
+    """Removes the dataset's type from a name of OGBench.
+
+    Args:
+        name: A name of a dataset (`cube-single-play-singletask-v0`), with InFOM's `ft` for its
+            finetuning data (`cube-single-play-ft-singletask-v0`), or of an environment.
+
+    Returns:
+        The environment's id: `cube-single-singletask-v0`.
+    """
+    parts = name.split('-')
+    parts = [part for part in parts if part not in (*_OGBENCH_DATASET_TYPES, 'ft', 'oraclerep')]
+    return '-'.join(parts)
+
+
+def check_continuous(env):
+    """Refuses an environment that an agent with continuous actions cannot act in.
+
+    Args:
+        env: A `gymnasium.Env`.
+
+    Raises:
+        ValueError: If the action space is not a bounded `gymnasium.spaces.Box` of floats with
+            one axis.
+    """
+    space = env.action_space
+    if not (_is_bounded(space) and len(space.shape) == 1):
+        name = env.spec.id if env.spec is not None else type(env.unwrapped).__name__
+        raise ValueError(
+            f'{name} has the action space {space}, but this agent needs continuous actions: '
+            'a bounded Box of floats with one axis, as Pendulum-v1 or HalfCheetah-v5 have'
+        )
+
+
+def _is_bounded(space):
+    return isinstance(space, Box) and np.issubdtype(space.dtype, np.floating) and space.is_bounded()
+
+
+def _make_registered(env_id, kwargs):
+    try:
+        # The passive checker only warns, and keeps copies of observations and infos to do so.
+        return gymnasium.make(env_id, disable_env_checker=True, **kwargs)
+    except gymnasium.error.DependencyNotInstalled as error:
+        hint = ''
+        if 'mujoco' in str(error).lower():
+            hint = ": pip install 'purerl[mujoco]'"
+        raise ImportError(f'{env_id} needs a package that is not installed{hint}') from error
+
+
+def _make_ogbench(env_name, kwargs):
+    if importlib.util.find_spec('ogbench') is None:
+        raise ImportError(
+            f'{env_name} is an environment of OGBench, which is not installed: '
+            "pip install 'purerl[ogbench]'"
+        )
+    importlib.import_module('ogbench')
+    env_id = ogbench_env_id(env_name)
+    if env_id not in gymnasium.registry:
+        raise _unknown(env_name)
+    if 'oraclerep' in env_name.split('-'):
+        kwargs = {**kwargs, 'use_oracle_rep': True}
+    random_state = np.random.RandomState(0)
+    with wrappers.global_numpy_random(random_state):
+        env = _make_registered(env_id, kwargs)
+    env = wrappers.IsolatedNumpyRandom(env)
+    # The first reset compiles the model, on which the spaces depend.
+    env.reset()
+    _keep_action_space(env.unwrapped)
+    return env
+
+
+def _keep_action_space(env):
+    """Makes an environment's action space one object.
+
+    OGBench's manipulation environments build a new, unseeded space at each access and sample
+    actions from it within `reset`, which leaves traces in the simulator: without this no two
+    resets with one seed would be the same to the last bit.
+    """
+    cls = type(env)
+    if isinstance(getattr(cls, 'action_space', None), property):
+        env.kept_action_space = env.action_space
+        kept = property(lambda self: self.kept_action_space)
+        env.__class__ = type(cls.__name__, (cls,), {'action_space': kept})
+
+
+def _unknown(env_name):
+    if importlib.util.find_spec('ogbench') is not None:
+        importlib.import_module('ogbench')
+    # Ids with a function for an entry point only raise: they are of withdrawn versions.
+    names = [name for name, spec in gymnasium.registry.items() if isinstance(spec.entry_point, str)]
+    parts = env_name.split('-')
+    kind = next((part for part in parts if part in _OGBENCH_DATASET_TYPES), None)
+    if kind is not None:
+        names += [
+            name.replace('-singletask', f'-{kind}-singletask')
+            for name in names
+            if '-singletask' in name
+        ]
+    near = difflib.get_close_matches(env_name, names, n=3, cutoff=0.5)
+    hint = f'the nearest names are {", ".join(near)}' if near else 'no registered name is similar'
+    return ValueError(f'unknown environment {env_name!r}: {hint}')

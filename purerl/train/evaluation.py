@@ -1,0 +1,350 @@
+"""Evaluation of policies in environments, and videos of it.
+
+Source of the procedure and of the statistics' names: InFOM's `utils/evaluation.py` and
+`utils/log_utils.py`; of `eval_actions`: jaxrl5's `evaluation.py`.
+"""
+
+import importlib.util
+from pathlib import Path
+
+import numpy as np
+from gymnasium.spaces import Box
+
+from purerl.core import random
+from purerl.data.files import atomic_path
+from purerl.envs.wrappers import EpisodeMonitor, layers
+
+
+def policy_of(agent, temperature=0.0, **inputs):
+    """Makes a policy from an agent.
+
+    An agent with `eval_actions` (jaxrl5) acts by it, with its own key, which moves on from call to
+    call while the agent passed in stays as it is. Any other acts by `sample_actions` with the
+    policy's key and `temperature`.
+
+    Args:
+        agent: An agent.
+        temperature: Scales the policy's standard deviation; 0 gives its mode.
+        **inputs: Further arguments of `sample_actions`, such as `latents`.
+
+    Returns:
+        `policy(observation, key) -> action`, where observation and action are arrays.
+    """
+    if not hasattr(agent, 'eval_actions'):
+
+        def sample(observation, key):
+            return to_numpy(
+                agent.sample_actions(observation, seed=key, temperature=temperature, **inputs)
+            )
+
+        return sample
+
+    def evaluate_actions(observation, key):
+        nonlocal agent
+        result = agent.eval_actions(observation)
+        # jaxrl5's TD3 returns the actions alone.
+        actions, agent = result if isinstance(result, tuple) else (result, agent)
+        return to_numpy(actions)
+
+    return evaluate_actions
+
+
+def to_numpy(actions):
+    """Returns actions, a tensor on any device or an array, as a numpy array."""
+    return actions.detach().cpu().numpy() if hasattr(actions, 'detach') else np.asarray(actions)
+
+
+def evaluate(
+    policy,
+    env,
+    num_episodes,
+    key,
+    seed=None,
+    normalize=None,
+    video_episodes=0,
+    video_frame_skip=3,
+):
+    """Runs a policy for whole episodes.
+
+    The keys of the calls are the chain `key, call_key = split(key)`.
+
+    Args:
+        policy: `policy(observation, key) -> action`.
+        env: A `gymnasium.Env`; actions are clipped into its bounds.
+        num_episodes: Number of episodes that the statistics cover.
+        key: Key of the policy's randomness, shape (2,).
+        seed: Seeds the first reset, so that the result is a function of policy, key and seed. None
+            lets the environment's random numbers run on.
+        normalize: Function that is applied to each observation before the policy sees it.
+        video_episodes: Number of further episodes to render; they are not in the statistics.
+        video_frame_skip: Every which step is rendered (the last one always is).
+
+    Returns:
+        A tuple of
+        - dict of floats: means over the episodes' last infos, flattened with '.'
+          (`episode.return`, `episode.length`, ...), and `episode.return_std`, `..._min`, `..._max`;
+        - list of trajectories, one per episode: dicts of arrays `observations`,
+          `next_observations`, `actions`, `rewards`, `dones` with the leading axis T, and the list
+          `infos`;
+        - list of renders, one array (T', H, W, C) of uint8 per video episode.
+
+    Raises:
+        ValueError: If there is no episode to run, or the environment renders no arrays.
+    """
+    if num_episodes < 1:
+        raise ValueError(f'an evaluation needs at least one episode, not {num_episodes}')
+    if video_episodes and env.render_mode != 'rgb_array':
+        raise ValueError(
+            f"videos need an environment with render_mode='rgb_array', not {env.render_mode!r}"
+        )
+    env = _monitored(env)
+    trajectories, renders = [], []
+    for episode in range(num_episodes + video_episodes):
+        frame_skip = None if episode < num_episodes else video_frame_skip
+        trajectory, frames, key = _run_episode(policy, env, key, seed, normalize, frame_skip)
+        seed = None
+        if frame_skip is None:
+            trajectories.append(trajectory)
+        else:
+            renders.append(np.stack(frames))
+    return (
+        statistics([trajectory['infos'][-1] for trajectory in trajectories]),
+        trajectories,
+        renders,
+    )
+
+
+def evaluate_batched(policy, envs, num_episodes, key, seed=None, normalize=None):
+    """Runs a policy in several environments at once, with one call for all of them.
+
+    Environments run in rounds of one episode each; those that have finished wait, and the policy
+    keeps seeing their last observation, so that its batch keeps its size.
+
+    Args:
+        policy: `policy(observations, key) -> actions` over the leading axis N.
+        envs: N environments.
+        num_episodes: Number of episodes, a multiple of N.
+        key: Key of the policy's randomness, shape (2,).
+        seed: Environment i's first reset is seeded with `seed + i`. None lets the environments'
+            random numbers run on.
+        normalize: Function that is applied to the stacked observations before the policy sees them.
+
+    Returns:
+        The dict of floats that `evaluate` returns.
+
+    Raises:
+        ValueError: If `num_episodes` is not a positive multiple of N.
+    """
+    if num_episodes < 1 or num_episodes % len(envs):
+        raise ValueError(f'{num_episodes} episodes are not a multiple of {len(envs)} environments')
+    envs = [_monitored(env) for env in envs]
+    final_infos = []
+    for episode in range(num_episodes // len(envs)):
+        first = seed is not None and episode == 0
+        seeds = [seed + i if first else None for i in range(len(envs))]
+        infos, key = _run_round(policy, envs, key, seeds, normalize)
+        final_infos.extend(infos)
+    return statistics(final_infos)
+
+
+def statistics(final_infos):
+    """Averages the infos of episodes' last steps.
+
+    Args:
+        final_infos: List of info dicts; those of an `EpisodeMonitor` hold `episode.return`.
+
+    Returns:
+        A dict of floats: the mean over the episodes of every numeric entry under its name, levels
+        joined with '.', and standard deviation (ddof 0), minimum and maximum of the returns.
+    """
+    columns = {}
+    for info in final_infos:
+        for name, value in _flatten(info).items():
+            columns.setdefault(name, []).append(value)
+    means = {
+        name: float(np.mean(values))
+        for name, values in columns.items()
+        if all(_is_numeric(value) for value in values)
+    }
+    returns = columns['episode.return']
+    return means | {
+        'episode.return_std': float(np.std(returns)),
+        'episode.return_min': float(np.min(returns)),
+        'episode.return_max': float(np.max(returns)),
+    }
+
+
+def write_video(path, renders, fps=15):
+    """Writes episodes side by side as one video.
+
+    Shorter episodes end with their last frame at half brightness. The episodes form a grid with as
+    many columns as the square root of their number, rounded up.
+
+    Args:
+        path: Path of the file to write, ending in `.mp4` or `.gif`.
+        renders: List of arrays (T, H, W, C) of uint8; T may differ.
+        fps: Frames per second.
+
+    Returns:
+        The path that was written: for an `.mp4` without `imageio-ffmpeg` it ends in `.gif`.
+
+    Raises:
+        ValueError: If there is nothing to write, or an array is not of uint8.
+        ImportError: If no package that writes videos is installed.
+    """
+    path = Path(path)
+    frames = video_grid(renders)
+    if path.suffix != '.gif' and importlib.util.find_spec('imageio_ffmpeg') is not None:
+        _write_mp4(path, frames, fps)
+        return path
+    if importlib.util.find_spec('PIL') is None:
+        raise ImportError(
+            f"writing {path} needs imageio-ffmpeg (mp4) or pillow (gif): pip install 'purerl[plot]'"
+        )
+    path = path.with_suffix('.gif')
+    _write_gif(path, frames, fps)
+    return path
+
+
+def video_grid(renders):
+    """Arranges episodes of different lengths in one grid of frames.
+
+    Args:
+        renders: List of N arrays (T_i, H, W, C) of uint8.
+
+    Returns:
+        Array (T, rows * (H + 2), columns * (W + 2), C) of uint8, T the longest T_i; each episode
+        has a black border of one pixel, and empty cells are black.
+
+    Raises:
+        ValueError: If there is no episode, or an array is not of uint8.
+    """
+    if not renders:
+        raise ValueError('there are no rendered episodes to make a video of')
+    if any(render.dtype != np.uint8 for render in renders):
+        raise ValueError(f'frames must be uint8, not {[str(r.dtype) for r in renders]}')
+    length = max(len(render) for render in renders)
+    columns = int(np.ceil(np.sqrt(len(renders))))
+    rows = -(-len(renders) // columns)
+    padded = [_pad_episode(render, length) for render in renders]
+    padded += [np.zeros_like(padded[0])] * (rows * columns - len(renders))
+    grid = np.stack(padded)
+    _, _, height, width, channels = grid.shape
+    grid = grid.reshape(rows, columns, length, height, width, channels)
+    grid = grid.transpose(2, 0, 3, 1, 4, 5)  # (T, rows, H, columns, W, C)
+    return grid.reshape(length, rows * height, columns * width, channels)
+
+
+def _monitored(env):
+    if any(isinstance(layer, EpisodeMonitor) for layer in layers(env)):
+        return env
+    return EpisodeMonitor(env)
+
+
+def _run_episode(policy, env, key, seed, normalize, frame_skip):
+    """Runs one episode; renders every `frame_skip`-th step unless it is None."""
+    columns = ('observations', 'next_observations', 'actions', 'rewards', 'dones', 'infos')
+    trajectory = {name: [] for name in columns}
+    frames = []
+    observation, _ = env.reset(seed=seed)
+    observation = _apply(normalize, observation)
+    done = False
+    while not done:
+        key, call_key = random.split(key)
+        action = _clip(policy(observation, call_key), env.action_space)
+        next_observation, reward, terminated, truncated, info = env.step(action)
+        next_observation = _apply(normalize, next_observation)
+        done = terminated or truncated
+        row = (observation, next_observation, action, reward, done, info)
+        for name, value in zip(columns, row, strict=True):
+            trajectory[name].append(value)
+        if frame_skip and (done or len(trajectory['dones']) % frame_skip == 0):
+            frames.append(np.array(env.render()))
+        observation = next_observation
+    infos = trajectory.pop('infos')
+    trajectory = {name: np.asarray(values) for name, values in trajectory.items()}
+    return {**trajectory, 'infos': infos}, frames, key
+
+
+def _run_round(policy, envs, key, seeds, normalize):
+    """Runs one episode in each environment; returns their last infos and the next key."""
+    observations = [env.reset(seed=seed)[0] for env, seed in zip(envs, seeds, strict=True)]
+    final_infos = [None] * len(envs)
+    while None in final_infos:
+        key, call_key = random.split(key)
+        actions = policy(_apply(normalize, np.stack(observations)), call_key)
+        for i, env in enumerate(envs):
+            if final_infos[i] is not None:
+                continue
+            action = _clip(actions[i], env.action_space)
+            observations[i], _, terminated, truncated, info = env.step(action)
+            if terminated or truncated:
+                final_infos[i] = info
+    return final_infos, key
+
+
+def _apply(normalize, observation):
+    return observation if normalize is None else to_numpy(normalize(observation))
+
+
+def _clip(action, space):
+    return np.clip(action, space.low, space.high) if isinstance(space, Box) else action
+
+
+def _flatten(tree, prefix=''):
+    flat = {}
+    for key, value in tree.items():
+        if hasattr(value, 'items'):
+            flat.update(_flatten(value, f'{prefix}{key}.'))
+        else:
+            flat[f'{prefix}{key}'] = value
+    return flat
+
+
+def _is_numeric(value):
+    return value is not None and np.asarray(value).dtype.kind in 'biuf'
+
+
+def _pad_episode(render, length):
+    dimmed = np.repeat(render[-1:] // 2, length - len(render), axis=0)
+    return np.pad(np.concatenate([render, dimmed]), ((0, 0), (1, 1), (1, 1), (0, 0)))
+
+
+def _write_mp4(path, frames, fps):
+    import imageio_ffmpeg
+
+    # The usual pixel format halves the colours' resolution, so both sides must be even.
+    _, height, width, channels = frames.shape
+    frames = np.pad(frames, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)))
+    pixel_format = {1: 'gray', 3: 'rgb24', 4: 'rgba'}[channels]
+    size = (frames.shape[2], frames.shape[1])
+    with atomic_path(path) as temporary:
+        writer = imageio_ffmpeg.write_frames(
+            str(temporary),
+            size,
+            fps=fps,
+            pix_fmt_in=pixel_format,
+            macro_block_size=1,
+            output_params=['-f', 'mp4'],
+        )
+        writer.send(None)
+        for frame in frames:
+            writer.send(np.ascontiguousarray(frame))
+        writer.close()
+
+
+def _write_gif(path, frames, fps):
+    from PIL import Image
+
+    images = [
+        Image.fromarray(frame.squeeze(-1) if frame.shape[-1] == 1 else frame) for frame in frames
+    ]
+    with atomic_path(path) as temporary:
+        images[0].save(
+            temporary,
+            format='GIF',
+            save_all=True,
+            append_images=images[1:],
+            duration=round(1000 / fps),
+            loop=0,
+        )

@@ -1,0 +1,297 @@
+"""What a run records: CSV tables, TensorBoard events, Weights & Biases, a progress bar.
+
+The CSV tables hold nothing of the clock, so that a resumed run's are those of the uninterrupted
+one, byte for byte; wall-clock figures have a table of their own, `timing.csv`.
+"""
+
+import csv
+import importlib.util
+import io
+import os
+import secrets
+import sys
+import time
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+import tqdm
+
+from purerl.core.checkpoint import CheckpointError, replacing
+from purerl.train.config import RunError
+
+TIMING = 'timing.csv'
+
+
+def scalars(metrics: Mapping, prefix: str = '') -> dict:
+    """Return the scalars among `metrics` as numpy scalars or Python numbers, under `prefix`."""
+    found = {}
+    for key, value in metrics.items():
+        if isinstance(value, torch.Tensor):
+            value = value.detach().cpu().numpy()
+        if np.ndim(value) == 0:
+            found[prefix + key] = value[()] if isinstance(value, np.ndarray) else value
+    return found
+
+
+class Table:
+    """A CSV file that grows by rows and, when a row has new names, by columns.
+
+    Numbers are written in the shortest form that gives back the same float of their precision.
+    """
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.columns: list[str] = []
+        self.rows = 0
+
+    def append(self, row: Mapping) -> None:
+        """Write one row.
+
+        Raises:
+            RunError: if the file cannot be written.
+        """
+        try:
+            new = [name for name in row if name not in self.columns]
+            if new:
+                self._rewrite([*self.columns, *new], self.rows)
+            with self.path.open('a', newline='') as file:
+                csv.writer(file, lineterminator='\n').writerow(
+                    [_cell(row.get(name)) for name in self.columns]
+                )
+        except OSError as error:
+            raise RunError(f'{self.path} could not be written ({error}); free disk space') from None
+        self.rows += 1
+
+    def state(self) -> dict:
+        """Put the rows on the disk; return what `restore` needs to cut off all later ones."""
+        with self.path.open('rb+') as file:
+            os.fsync(file.fileno())
+        return {'columns': list(self.columns), 'rows': self.rows}
+
+    def restore(self, state: Mapping) -> None:
+        """Cut the file back to the rows and columns that it had at a `state`.
+
+        Raises:
+            RunError: if the file lacks some of them.
+        """
+        self.columns, self.rows = list(state['columns']), state['rows']
+        self._rewrite(self.columns, self.rows)
+
+    def _rewrite(self, columns, count):
+        if not self.path.exists() and not count:
+            rows = []
+        else:
+            with self.path.open(newline='') as file:
+                rows = [row for row, _ in zip(csv.DictReader(file), range(count), strict=False)]
+        if len(rows) < count or (rows and not set(self.columns) <= set(rows[0])):
+            raise RunError(
+                f'{self.path} has lost rows or columns that the checkpoint counts on; start over '
+                'with --overwrite'
+            )
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator='\n')
+        writer.writerow(columns)
+        writer.writerows([row.get(name, '') for name in columns] for row in rows)
+        try:
+            with replacing(self.path) as temporary:
+                temporary.write_text(text.getvalue())
+        except CheckpointError as error:
+            raise OSError(str(error)) from error
+        self.columns = list(columns)
+
+
+def _cell(value) -> str:
+    if value is None:
+        return ''
+    return str(value.item() if isinstance(value, np.float64 | np.integer | np.bool_) else value)
+
+
+class SeedLogger:
+    """The records of one seed: a CSV table per name, and TensorBoard events beside them."""
+
+    def __init__(self, folder: Path, tensorboard: bool, start: int):
+        """Open the records of a folder.
+
+        Args:
+            folder: where they lie.
+            tensorboard: whether to write events.
+            start: last step that is kept of a resumed run's events.
+        """
+        self.folder = folder
+        self._tables: dict[str, Table] = {}
+        self._tensorboard = tensorboard
+        self._writer = None
+        self._start = start
+
+    def log(self, name: str, step: int, metrics: Mapping) -> None:
+        """Append a row of scalars to `<name>.csv`."""
+        if name not in self._tables:
+            self._tables[name] = Table(self.folder / f'{name}.csv')
+        self._tables[name].append({'step': step, **metrics})
+        if self._tensorboard:
+            self._log_events(step, metrics)
+
+    def _log_events(self, step, metrics):
+        if self._writer is None:
+            from torch.utils.tensorboard import SummaryWriter
+
+            purge = {'purge_step': self._start + 1} if self._start else {}
+            self._writer = SummaryWriter(str(self.folder / 'tensorboard'), **purge)
+        for key, value in metrics.items():
+            self._writer.add_scalar(key, value, step)
+
+    def state(self) -> dict:
+        return {name: table.state() for name, table in self._tables.items()}
+
+    def restore(self, state: Mapping) -> None:
+        """Cut all tables back to a `state`; those that it does not know are removed."""
+        for path in self.folder.glob('*.csv'):
+            if path.name != TIMING and path.stem not in state:
+                path.unlink()
+        for name, table_state in state.items():
+            self._tables[name] = Table(self.folder / f'{name}.csv')
+            self._tables[name].restore(table_state)
+
+    def close(self) -> None:
+        if self._writer is not None:
+            self._writer.close()
+
+
+class Clock:
+    """Wall-clock figures: `timing.csv`, which goes on where a resumed run left off."""
+
+    def __init__(self, folder: Path, start: int):
+        self._path = folder / TIMING
+        rows = self._kept_rows(start)
+        self._before = float(rows[-1]['time/total_time']) if rows else 0.0
+        self._table = Table(self._path)
+        for row in rows:
+            self._table.append(row)
+        self._first = self._last = time.perf_counter()
+        self._last_step = start
+
+    def _kept_rows(self, start):
+        if not self._path.exists():
+            return []
+        with self._path.open(newline='') as file:
+            rows = [row for row in csv.DictReader(file) if _is_complete(row)]
+        self._path.unlink()
+        return [row for row in rows if int(row['step']) <= start]
+
+    def tick(self, step: int) -> float:
+        """Record the time since the last call; returns the steps per second."""
+        now = time.perf_counter()
+        per_step = (now - self._last) / max(step - self._last_step, 1)
+        self._last, self._last_step = now, step
+        total = self._before + now - self._first
+        self._table.append({'step': step, 'time/epoch_time': per_step, 'time/total_time': total})
+        return 1 / per_step if per_step else 0.0
+
+
+def _is_complete(row) -> bool:
+    return None not in row.values() and '' not in row.values()
+
+
+class Wandb:
+    """One Weights & Biases run; a resumed run goes on in it."""
+
+    def __init__(self, folder: Path, options: Mapping, config: Mapping):
+        """Start it.
+
+        Raises:
+            RunError: if wandb is not installed.
+        """
+        if importlib.util.find_spec('wandb') is None:
+            raise RunError("--wandb needs wandb: pip install 'purerl[logging]'")
+        import wandb
+
+        id_file = folder / 'wandb_id.txt'
+        if not id_file.exists():
+            id_file.write_text(secrets.token_hex(4))
+        self._run = wandb.init(
+            dir=str(folder),
+            name=folder.name,
+            id=id_file.read_text(),
+            resume='allow',
+            config=dict(config),
+            **options,
+        )
+
+    def log(self, step: int, metrics: Mapping) -> None:
+        self._run.log(dict(metrics), step=step)
+
+    def close(self) -> None:
+        self._run.finish()
+
+
+class RunLogger:
+    """The records of all seeds of a run, its clock and its progress bar."""
+
+    def __init__(
+        self,
+        folder: Path,
+        seed_folders: list[Path],
+        *,
+        start: int,
+        total: int,
+        tensorboard: bool,
+        wandb: Wandb | None,
+        progress: bool,
+    ):
+        self.seeds = [SeedLogger(seed_folder, tensorboard, start) for seed_folder in seed_folders]
+        self._clock = Clock(folder, start)
+        self._wandb = wandb
+        self._bar = tqdm.tqdm(
+            total=total,
+            initial=start,
+            smoothing=0.1,
+            dynamic_ncols=True,
+            mininterval=0.2 if sys.stderr.isatty() else 10.0,
+            disable=not progress,
+        )
+        self._figures: dict[str, str] = {}
+
+    def log(self, name: str, step: int, metrics: Iterable[Mapping]) -> None:
+        """Record one row per seed; see `SeedLogger.log`."""
+        for i, row in enumerate(metrics):
+            self.log_seed(i, name, step, row)
+
+    def log_seed(self, i: int, name: str, step: int, metrics: Mapping) -> None:
+        """Record a row of seed number `i`."""
+        self.seeds[i].log(name, step, metrics)
+        if self._wandb is not None:
+            prefix = f'seed_{i:03d}/' if len(self.seeds) > 1 else ''
+            self._wandb.log(step, {f'{prefix}{key}': value for key, value in metrics.items()})
+
+    def tick(self, step: int) -> None:
+        """Record the wall-clock time up to this step."""
+        self._clock.tick(step)
+
+    def advance(self) -> None:
+        """Move the progress bar by one step."""
+        self._bar.update()
+
+    def show(self, **figures: float) -> None:
+        """Show figures beside the progress bar, until they are replaced."""
+        self._figures.update({name: f'{value:.4g}' for name, value in figures.items()})
+        self._bar.set_postfix(self._figures, refresh=False)
+
+    def write(self, text: str) -> None:
+        """Print a line above the progress bar."""
+        tqdm.tqdm.write(text)
+
+    def state(self) -> list:
+        return [seed.state() for seed in self.seeds]
+
+    def restore(self, states: list) -> None:
+        for seed, state in zip(self.seeds, states, strict=True):
+            seed.restore(state)
+
+    def close(self) -> None:
+        self._bar.close()
+        for seed in self.seeds:
+            seed.close()
+        if self._wandb is not None:
+            self._wandb.close()

@@ -1,0 +1,280 @@
+"""Training while acting in an environment.
+
+Counterpart of ``examples/states/train_online.py`` of philippe-eecs/IDQL @ 7582571, stream for
+stream: environment and action space are seeded with `seed`, batches come from numpy's PCG64 of
+`seed`, the evaluation environment is seeded with `seed + 42`.
+
+Deviations from the original:
+- Exploration before `start_training` is seeded. (The original's rescaled action space is not.)
+- Episodes go into `episodes.csv`, losses into `train.csv`, evaluations into `eval.csv`.
+- An interval of 0 means never.
+"""
+
+import dataclasses
+
+import numpy as np
+import torch
+
+from purerl.core import random
+from purerl.data.replay import ReplayBuffer, transition
+from purerl.envs.make import check_continuous, make
+from purerl.envs.snapshot import check_resumable, env_state, set_env_state
+from purerl.train.config import Agent, RunError, check_settings, setting
+from purerl.train.evaluation import evaluate, policy_of, to_numpy, write_video
+from purerl.train.logging import scalars
+from purerl.train.run import Run, RunSettings, create_agents
+from purerl.train.seeds import over_seeds, stack, unstack
+from purerl.train.summary import conclude, random_return
+
+EVAL_SEED_OFFSET = 42
+_METHODS = ('update', 'sample_actions', 'eval_actions')
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings(RunSettings):
+    """The original's flags, and those of every run."""
+
+    env_name: str = setting('HalfCheetah-v5', 'Environment.')
+    seed: int = setting(42, 'Random seed; it determines the whole run.', minimum=0)
+    eval_episodes: int = setting(10, 'Episodes of an evaluation.', minimum=1)
+    log_interval: int = setting(1000, 'Log losses every so many steps.', minimum=0, free=True)
+    eval_interval: int = setting(5000, 'Evaluate every so many steps.', minimum=0, free=True)
+    save_interval: int = setting(
+        25_000, 'Write a checkpoint every so many steps, and at the end.', minimum=0, free=True
+    )
+    batch_size: int = setting(256, 'Transitions per critic update.', minimum=1)
+    max_steps: int = setting(
+        1_000_000, 'Steps in the environment; may be raised to go on.', minimum=1, free=True
+    )
+    start_training: int = setting(
+        10_000, 'First step of training; actions before it are random.', minimum=1
+    )
+    buffer_size: int | None = setting(
+        None, 'Room for so many transitions; max_steps by default.', minimum=1
+    )
+    save_video: bool = setting(
+        False, "Write a video of one more episode at each evaluation to 'videos/'.", free=True
+    )
+    utd_ratio: int = setting(1, 'Critic updates per step.', minimum=1)
+
+
+class World:
+    """Everything of one seed besides its agent: environments, replay buffer, random streams."""
+
+    def __init__(self, settings: Settings, seed: int):
+        render_mode = 'rgb_array' if settings.save_video else None
+        self.settings = settings
+        self.env = make(settings.env_name, seed=seed)
+        self.eval_env = make(
+            settings.env_name, seed=seed + EVAL_SEED_OFFSET, render_mode=render_mode
+        )
+        self.key = random.key(seed + EVAL_SEED_OFFSET)
+        self.buffer = ReplayBuffer.from_spaces(
+            self.env.observation_space,
+            self.env.action_space,
+            settings.buffer_size or settings.max_steps,
+        )
+        self.stream = np.random.default_rng(seed)
+        self.observation, _ = self.env.reset()
+        self.evaluated = (0, None)  # step and return of the latest evaluation
+
+    def random_action(self) -> np.ndarray:
+        return self.env.action_space.sample()
+
+    def step(self, action: np.ndarray) -> dict | None:
+        """Act and remember; returns the episode's statistics at its end, else None."""
+        following, reward, terminated, truncated, info = self.env.step(action)
+        self.buffer.insert(
+            transition(self.observation, action, reward, terminated, truncated, following)
+        )
+        self.observation = following
+        if not (terminated or truncated):
+            return None
+        self.observation, _ = self.env.reset()
+        return info['episode']
+
+    def batch(self) -> dict:
+        """Draw what one update takes: `utd_ratio` batches in one."""
+        return self.buffer.sample(self.settings.batch_size * self.settings.utd_ratio, self.stream)
+
+    def evaluate(self, agent, step: int) -> tuple[dict, list]:
+        """Run whole episodes; returns statistics and renders. Training's streams stay as is."""
+        statistics, _, renders = evaluate(
+            policy_of(agent),
+            self.eval_env,
+            self.settings.eval_episodes,
+            random.fold_in(self.key, step),
+            video_episodes=int(self.settings.save_video),
+            video_frame_skip=1,
+        )
+        self.evaluated = (step, statistics['episode.return'])
+        return statistics, renders
+
+    def state(self) -> dict:
+        """Return everything that `set_state` needs to go on bit for bit."""
+        return {
+            'env': env_state(self.env),
+            'eval_env': env_state(self.eval_env),
+            'buffer': self.buffer.state_dict(),
+            'stream': self.stream.bit_generator.state,
+            'observation': self.observation,
+            'evaluated': self.evaluated,
+        }
+
+    def set_state(self, state: dict) -> None:
+        set_env_state(self.env, state['env'])
+        set_env_state(self.eval_env, state['eval_env'])
+        self.buffer.load_state_dict(_with_room(state['buffer'], self.buffer.capacity))
+        self.stream.bit_generator.state = state['stream']
+        self.observation = state['observation']
+        self.evaluated = tuple(state['evaluated'])
+
+    def close(self) -> None:
+        self.env.close()
+        self.eval_env.close()
+
+
+def _with_room(state, capacity):
+    """Let a saved buffer go on in a larger one, as long as it has not overwritten anything."""
+    if capacity > state['capacity'] and state['pointer'] in (0, state['size']):
+        return {**state, 'capacity': capacity, 'pointer': state['size']}
+    return state
+
+
+def train(agent: Agent, settings: Settings) -> dict:
+    """Train an agent online.
+
+    Args:
+        agent: the agent's file and config.
+        settings: the flags.
+
+    Returns:
+        What `summary.json` holds: the last step and, per seed, the final evaluation's return and
+        a random policy's.
+
+    Raises:
+        RunError: if the agent, the environment, the settings or the folder do not fit; before
+            anything is compiled or written.
+        SystemExit: after SIGINT or SIGTERM, when a checkpoint has been written.
+    """
+    check_settings(settings)
+    _check_agent(agent)
+    run = Run('online', agent, settings, settings.env_name)
+    worlds = make_worlds(settings)
+    try:
+        env = worlds[0].env
+        example = {
+            'observations': torch.zeros((1, *env.observation_space.shape)),
+            'actions': torch.zeros((1, *env.action_space.shape)),
+        }
+        agents = create_agents(agent, settings.seeds, example)
+        updates = (settings.max_steps - settings.start_training) * settings.utd_ratio
+        run.begin(updates, settings.max_steps, example)
+        with run:
+            return _loop(run, settings, worlds, agents)
+    finally:
+        for world in worlds:
+            world.close()
+
+
+def make_worlds(settings: Settings) -> list[World]:
+    """Make and check the environments of all seeds.
+
+    Raises:
+        RunError: if there is no such environment, or no agent of this loop can act in it.
+    """
+    try:
+        worlds = [World(settings, seed) for seed in settings.seeds]
+        check_continuous(worlds[0].env)
+        check_resumable(worlds[0].env)
+    except (ValueError, TypeError, ImportError) as error:
+        raise RunError(str(error)) from error
+    return worlds
+
+
+def _check_agent(agent):
+    missing = [name for name in _METHODS if not hasattr(agent.agent_class, name)]
+    if missing:
+        raise RunError(
+            f'{agent.path} cannot train online: {agent.agent_class.__name__} has no '
+            f'{" and no ".join(missing)}; an agent with pretrain and finetune trains with '
+            'experiments.offline'
+        )
+    if agent.needs:
+        raise RunError(
+            f'{agent.path} needs {", ".join(sorted(agent.needs))}, which only datasets have'
+        )
+
+
+def _loop(run, settings, worlds, agents):
+    num, logger = len(worlds), run.logger
+    act = over_seeds(lambda agent, observations: agent.sample_actions(observations), num)
+    update = over_seeds(lambda agent, batch: agent.update(batch, settings.utd_ratio), num)
+
+    agent, state = run.restore(stack(agents))
+    if state is not None:
+        for world, world_state in zip(worlds, state, strict=True):
+            world.set_state(world_state)
+
+    step = run.start
+    for step in range(run.start + 1, settings.max_steps + 1):
+        if step < settings.start_training:
+            actions = [world.random_action() for world in worlds]
+        else:
+            observations = stack([world.observation for world in worlds])
+            actions, agent = act(agent, observations)
+            actions = unstack(to_numpy(actions), num)
+        for i, world in enumerate(worlds):
+            episode = world.step(actions[i])
+            if episode is not None:
+                logger.log_seed(i, 'episodes', step, scalars(episode, 'training/episode.'))
+                logger.show(**{'return': episode['return']})
+
+        if step >= settings.start_training:
+            agent, info = update(agent, stack([world.batch() for world in worlds]))
+            if _due(step, settings.log_interval):
+                _log(logger, step, info, num)
+
+        if _due(step, settings.eval_interval):
+            _evaluate(run, step, worlds, unstack(agent, num))
+        logger.advance()
+        if _due(step, settings.save_interval) or step == settings.max_steps or run.stop_requested:
+            run.save(step, agent, [world.state() for world in worlds])
+        if run.stop_requested:
+            run.stop(step)
+    return _finish(run, settings, step, worlds, unstack(agent, num))
+
+
+def _due(step, interval):
+    return interval > 0 and step % interval == 0
+
+
+def _log(logger, step, info, num):
+    rows = [scalars(seed_info, 'training/') for seed_info in unstack(info, num)]
+    logger.log('train', step, rows)
+    logger.tick(step)
+    losses = [name for name in rows[0] if name.endswith('loss')][:3]
+    logger.show(
+        **{name.removeprefix('training/'): np.mean([row[name] for row in rows]) for name in losses}
+    )
+
+
+def _evaluate(run, step, worlds, agents):
+    for i, (world, agent) in enumerate(zip(worlds, agents, strict=True)):
+        statistics, renders = world.evaluate(agent, step)
+        run.logger.log_seed(i, 'eval', step, scalars(statistics, 'evaluation/'))
+        if renders:
+            write_video(run.seed_folders[i] / 'videos' / f'eval_{step:010d}.mp4', renders)
+    run.logger.show(eval=np.mean([world.evaluated[1] for world in worlds]))
+
+
+def _finish(run, settings, step, worlds, agents):
+    if not settings.eval_interval:
+        return conclude(run, step, None, None)
+    for world, agent in zip(worlds, agents, strict=True):
+        if world.evaluated[0] != step:
+            world.evaluate(agent, step)
+    baselines = [
+        random_return(settings.env_name, settings.eval_episodes, seed) for seed in settings.seeds
+    ]
+    return conclude(run, step, [world.evaluated[1] for world in worlds], baselines)

@@ -1,0 +1,455 @@
+"""A run's folder: what it is made of, its checkpoints, and going on after an interruption.
+
+<save_dir>/<run name>/
+    flags.json  config.json  agent.json  versions.json     written before the first step
+    *.csv  timing.csv  tensorboard/  curves.png             the records (`purerl.train.logging`)
+    checkpoints/                                             (`purerl.core.checkpoint`)
+    seed_000/  seed_001/  ...                                their CSV tables, with --num_seeds
+"""
+
+import contextlib
+import dataclasses
+import hashlib
+import importlib.metadata
+import importlib.util
+import json
+import os
+import platform
+import shutil
+import signal
+import sys
+import threading
+from pathlib import Path
+
+import torch
+
+from purerl.core import jit
+from purerl.core.checkpoint import (
+    CheckpointError,
+    latest_step,
+    load_checkpoint,
+    replacing,
+    save_checkpoint,
+)
+from purerl.train.config import Agent, RunError, find_file, is_wide, setting
+from purerl.train.logging import RunLogger, Wandb
+
+_FILES = (
+    'flags.json',
+    'config.json',
+    'agent.json',
+    'versions.json',
+    'summary.json',
+    'curves.png',
+    'wandb_id.txt',
+)
+_PATTERNS = ('*.csv', 'evaluation*.json', 'seed_*', 'checkpoints', 'tensorboard', 'videos', 'wandb')
+_PACKAGES = ('torch', 'numpy', 'gymnasium', 'mujoco', 'ogbench', 'minari', 'ml-collections')
+
+
+@dataclasses.dataclass(frozen=True)
+class RunSettings:
+    """The settings that all loops have."""
+
+    seed: int = setting(0, 'Random seed; it determines the whole run.', minimum=0)
+    num_seeds: int = setting(
+        1, 'Train the seeds seed, seed + 1, ... in one program, each in seed_<i>/.', minimum=1
+    )
+    save_dir: str = setting('runs', 'Folder of the runs.', free=True)
+    run_name: str | None = setting(
+        None,
+        "The run's folder inside save_dir; by default <environment>/<agent>_sd<seed>_<hash of "
+        'settings and config>.',
+        free=True,
+    )
+    resume: bool = setting(
+        False, 'Go on from the latest checkpoint of the same run, if there is one.', free=True
+    )
+    overwrite: bool = setting(False, "Delete the folder's earlier run and start over.", free=True)
+    keep_checkpoints: int = setting(
+        1, 'How many checkpoints to keep; 0 keeps all.', minimum=0, free=True
+    )
+    jit: str = setting(
+        'auto',
+        'inductor: generated code (slow to start, fast); trace: traced graphs; off: eager; auto: '
+        'by the planned number of updates. A resumed run keeps the mode that it started with.',
+        choices=('auto', *jit.MODES),
+    )
+    tqdm: bool = setting(True, 'Show a progress bar.', free=True)
+    tensorboard: bool = setting(
+        True, 'Write TensorBoard events, where tensorboard is installed.', free=True
+    )
+    wandb: bool = setting(False, 'Log to Weights & Biases too.', free=True)
+    wandb_project: str = setting('purerl', 'Its project.', free=True)
+    wandb_run_group: str | None = setting(None, 'Its run group.', free=True)
+    wandb_mode: str = setting(
+        'online', 'Its mode.', choices=('online', 'offline', 'disabled'), free=True
+    )
+
+    @property
+    def seeds(self) -> range:
+        return range(self.seed, self.seed + self.num_seeds)
+
+
+class Run:
+    """One run: its folder, its records, its checkpoints, and how it is stopped.
+
+    After `begin` it is a context manager, which opens and closes the records, sets the compilation
+    mode, and turns SIGINT and SIGTERM into `stop_requested`.
+
+    Attributes:
+        folder: where everything lies.
+        start: the step that a resumed run goes on from, else 0.
+        logger: the records, inside the context.
+    """
+
+    def __init__(self, loop: str, agent: Agent, settings, environment: str):
+        """Find the folder; nothing is written before `begin`.
+
+        Args:
+            loop: which loop it is, 'online' or 'offline'.
+            agent: what is trained.
+            settings: the loop's settings.
+            environment: name of the environment, for the folder's name.
+
+        Raises:
+            RunError: if there is an earlier run in the folder, and neither resume nor overwrite
+                was asked for; or if it was started with other settings.
+        """
+        self.loop = loop
+        self.agent = agent
+        self.settings = settings
+        self.folder = Path(settings.save_dir).expanduser() / (
+            settings.run_name or self._automatic_name(environment)
+        )
+        self.logger: RunLogger | None = None
+        self.start = 0
+        self._mode, self._total = 'off', 0  # set by `begin`
+        self._stack = contextlib.ExitStack()
+        self._stop_signal: int | None = None
+        self._check_folder()
+
+    def _automatic_name(self, environment):
+        settings = {
+            field.name: getattr(self.settings, field.name)
+            for field in dataclasses.fields(self.settings)
+            if not field.metadata['free']
+        }
+        text = json.dumps([self.loop, settings, _jsonable(self.agent.config)], sort_keys=True)
+        digest = hashlib.sha256(text.encode()).hexdigest()[:8]
+        name = environment.replace(os.sep, '_').replace(':', '_')
+        return Path(name) / f'{self.agent.name}_sd{self.settings.seed:03d}_{digest}'
+
+    # --- Starting ----------------------------------------------------------------------------
+
+    def _check_folder(self):
+        if self.settings.resume and self.settings.overwrite:
+            raise RunError('resume goes on with the earlier run, overwrite deletes it: choose one')
+        if not self.folder.exists():
+            return
+        if not self.folder.is_dir():
+            raise RunError(f'{self.folder} is a file; choose another run_name')
+        has_run = (self.folder / 'flags.json').exists()
+        if self.settings.resume:
+            if has_run:
+                self._check_same()
+        elif any(self.folder.iterdir()):
+            if not self.settings.overwrite:
+                raise RunError(
+                    f'{self.folder} holds an earlier run: go on with it (--resume), delete it '
+                    '(--overwrite) or choose another --run_name'
+                )
+            if not has_run:
+                raise RunError(
+                    f'{self.folder} holds files, but no run that could be overwritten: choose '
+                    'another --run_name'
+                )
+
+    @property
+    def resuming(self) -> bool:
+        """Whether there is an earlier run to go on with."""
+        return self.settings.resume and (self.folder / 'flags.json').exists()
+
+    def _check_same(self):
+        stored = read_json(self.folder / 'flags.json')
+        if stored['loop'] != self.loop:
+            raise RunError(f'{self.folder} is a run of experiments.{stored["loop"]}')
+        for field in dataclasses.fields(self.settings):
+            before, now = stored.get(field.name), getattr(self.settings, field.name)
+            if not field.metadata['free'] and before != now:
+                raise RunError(
+                    f'{self.folder} was started with --{field.name}={before}, not {now}; resume '
+                    'with the same settings, or start another run'
+                )
+        if stored['agent'] != self.agent.path:
+            raise RunError(
+                f'{self.folder} was started with --agent={stored["agent"]}, not {self.agent.path}'
+            )
+        before, now = read_json(self.folder / 'config.json'), _jsonable(self.agent.config)
+        for key in sorted({*before, *now}):
+            if before.get(key) != now.get(key):
+                raise RunError(
+                    f'{self.folder} was started with --agent.{key}={before.get(key)}, not '
+                    f'{now.get(key)}; resume with the same config, or start another run'
+                )
+
+    def begin(self, planned_updates: int, total: int, example_batch: dict) -> None:
+        """Write what the run is made of, or compare it with what an earlier one wrote.
+
+        Args:
+            planned_updates: number of updates, from which the compilation mode is chosen.
+            total: number of steps, for the progress bar.
+            example_batch: `observations` and `actions` of which agents are created.
+
+        Raises:
+            RunError: if the folder cannot be written, or the checkpoint lies beyond the last step.
+        """
+        resuming = self.resuming
+        try:
+            if self.settings.overwrite:
+                _delete_run(self.folder)
+            for folder in (self.folder, *self.seed_folders):
+                folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise RunError(f'{self.folder} cannot be written ({error})') from error
+        if resuming:
+            versions = self._check_versions()
+            mode = versions['jit']
+            torch.set_num_threads(versions['threads'])
+            self.start = latest_step(self.folder / 'checkpoints') or 0
+        else:
+            mode = self._choose_mode(planned_updates)
+            self._write_description(mode, example_batch)
+        if self.start > total:
+            raise RunError(f'{self.folder} is at step {self.start} already, beyond {total}')
+        self._mode, self._total = mode, total
+
+    @property
+    def seed_folders(self) -> list[Path]:
+        if self.settings.num_seeds == 1:
+            return [self.folder]
+        return [self.folder / f'seed_{i:03d}' for i in range(self.settings.num_seeds)]
+
+    def _choose_mode(self, planned_updates):
+        if self.settings.jit != 'auto':
+            return self.settings.jit
+        if 'PURERL_JIT' in os.environ:
+            return jit.get_mode()
+        return jit.mode_for(planned_updates, is_wide(self.agent.config))
+
+    def _write_description(self, mode, example_batch):
+        flags = {'loop': self.loop, 'agent': self.agent.path, **dataclasses.asdict(self.settings)}
+        examples = {
+            key: {'shape': list(array.shape), 'dtype': str(array.dtype).removeprefix('torch.')}
+            for key, array in example_batch.items()
+        }
+        versions = {**_versions(self.agent), 'jit': mode, 'threads': torch.get_num_threads()}
+        write_json(self.folder / 'config.json', _jsonable(self.agent.config))
+        write_json(self.folder / 'agent.json', examples)
+        write_json(self.folder / 'versions.json', versions)
+        # Last, because this file is what makes the folder a run's.
+        write_json(self.folder / 'flags.json', flags)
+
+    def _check_versions(self):
+        before = read_json(self.folder / 'versions.json')
+        for key, now in _versions(self.agent).items():
+            if before.get(key) != now:
+                print(
+                    f'warning: {key} was {before.get(key)} when this run started and is {now} now: '
+                    'the results may differ in their last bits',
+                    file=sys.stderr,
+                )
+        return before
+
+    def _open_logger(self):
+        settings = self.settings
+        tensorboard = settings.tensorboard
+        if tensorboard and importlib.util.find_spec('tensorboard') is None:
+            print("no TensorBoard events: pip install 'purerl[logging]'", file=sys.stderr)
+            tensorboard = False
+        wandb = None
+        if settings.wandb:
+            options = {
+                'project': settings.wandb_project,
+                'group': settings.wandb_run_group,
+                'mode': settings.wandb_mode,
+            }
+            flags = {**dataclasses.asdict(settings), 'agent': _jsonable(self.agent.config)}
+            wandb = Wandb(self.folder, options, flags)
+        print(f'run folder: {self.folder}  (compilation: {self._mode}, from step {self.start})')
+        return RunLogger(
+            self.folder,
+            self.seed_folders,
+            start=self.start,
+            total=self._total,
+            tensorboard=tensorboard,
+            wandb=wandb,
+            progress=settings.tqdm,
+        )
+
+    # --- Running -----------------------------------------------------------------------------
+
+    def __enter__(self):
+        self.logger = self._open_logger()
+        self._stack.enter_context(jit.use_mode(self._mode))
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                before = signal.signal(number, self._request_stop)
+                self._stack.callback(signal.signal, number, before)
+        return self
+
+    def __exit__(self, *exception):
+        self.logger.close()
+        self._stack.close()
+
+    def _request_stop(self, number, frame):
+        self._stop_signal = number
+        # A second signal acts at once.
+        signal.signal(number, signal.default_int_handler)
+        print('\nstopping after this step ...', file=sys.stderr, flush=True)
+
+    @property
+    def stop_requested(self) -> bool:
+        return self._stop_signal is not None
+
+    def restore(self, like) -> tuple:
+        """Return the latest checkpoint's tree and host state, and cut the records back to it.
+
+        Without a checkpoint (killed before the first one) it is `like` and None, and the records
+        start over.
+
+        Raises:
+            CheckpointError: if the checkpoint is damaged or of another architecture.
+        """
+        if not self.start:
+            self.logger.restore([{} for _ in self.seed_folders])
+            return like, None
+        tree, host_state, _ = load_checkpoint(self.folder / 'checkpoints', self.start, like=like)
+        self.logger.restore(host_state['records'])
+        return tree, host_state['state']
+
+    def save(self, step: int, tree, state: dict) -> None:
+        """Write a checkpoint.
+
+        Args:
+            step: the step that has just been finished.
+            tree: the agent, or the agents of all seeds stacked.
+            state: everything else that the loop needs to go on (see `save_checkpoint`).
+
+        Raises:
+            RunError: if it cannot be written; the checkpoints before it are as they were.
+        """
+        host_state = {'state': state, 'records': self.logger.state()}
+        keep = self.settings.keep_checkpoints or None
+        try:
+            save_checkpoint(self.folder / 'checkpoints', step, tree, host_state, keep)
+        except CheckpointError as error:
+            last = latest_step(self.folder / 'checkpoints') or 0
+            raise RunError(
+                f'{error}. The run stopped at step {step}; free disk space and go on from step '
+                f'{last}: {self._how_to_resume()}'
+            ) from error
+
+    def stop(self, step: int) -> None:
+        """End the program after a signal, with the exit status that belongs to it.
+
+        Raises:
+            SystemExit: always.
+        """
+        self.logger.close()
+        print(f'stopped after step {step}. Go on with: {self._how_to_resume()}', file=sys.stderr)
+        raise SystemExit(128 + self._stop_signal)
+
+    def _how_to_resume(self):
+        return f'the same command and --resume (the run is {self.folder})'
+
+    def plot(self) -> Path | None:
+        """Draw `curves.png`, where matplotlib is installed and there is a curve to draw."""
+        if importlib.util.find_spec('matplotlib') is None:
+            print("no curves.png: pip install 'purerl[plot]'", file=sys.stderr)
+            return None
+        from purerl.train.plotting import plot_run
+
+        try:
+            return plot_run(self.folder)
+        except FileNotFoundError:
+            return None  # nothing has been recorded yet
+
+
+# --- Files -----------------------------------------------------------------------------------
+
+
+def write_json(path: Path, content) -> None:
+    """Write a JSON file, whole or not at all.
+
+    Raises:
+        CheckpointError: if it cannot be written.
+    """
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=2, sort_keys=True) + '\n')
+
+
+def read_json(path: Path) -> dict:
+    """Read a JSON file of a run.
+
+    Raises:
+        RunError: if it is missing or damaged.
+    """
+    try:
+        return json.loads(Path(path).read_text())
+    except (OSError, ValueError) as error:
+        raise RunError(f'{path} cannot be read: {error}') from error
+
+
+def _jsonable(config) -> dict:
+    return json.loads(json.dumps(config.to_dict()))
+
+
+def _versions(agent: Agent) -> dict:
+    versions = {}
+    for package in _PACKAGES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions[package] = importlib.metadata.version(package)
+    source = find_file(agent.path).read_bytes()
+    return {
+        **versions,
+        'python': platform.python_version(),
+        'platform': platform.platform(),
+        'agent_file_sha256': hashlib.sha256(source).hexdigest(),
+    }
+
+
+def _delete_run(folder: Path) -> None:
+    """Delete what a run writes, and nothing else that may lie in its folder."""
+    if not folder.exists():
+        return
+    paths = [folder / name for name in _FILES]
+    paths += [path for pattern in _PATTERNS for path in folder.glob(pattern)]
+    for path in paths:
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def examples_of(folder: Path) -> dict[str, torch.Tensor]:
+    """Return zeros of the shapes and dtypes that a run's agents were created from."""
+    return {
+        key: torch.zeros(spec['shape'], dtype=getattr(torch, spec['dtype']))
+        for key, spec in read_json(folder / 'agent.json').items()
+    }
+
+
+def create_agents(agent: Agent, seeds, example_batch: dict) -> list:
+    """Create one agent per seed.
+
+    Raises:
+        RunError: if the config does not fit the agent or the environment.
+    """
+    observations, actions = example_batch['observations'], example_batch['actions']
+    try:
+        return [
+            agent.agent_class.create(seed, observations, actions, agent.config) for seed in seeds
+        ]
+    except ValueError as error:
+        raise RunError(f'{agent.path} cannot be created with this config: {error}') from error

@@ -1,0 +1,193 @@
+"""Collected datasets: layout, determinism, and that the loaders read them."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import gymnasium
+import numpy as np
+import pytest
+from gymnasium.spaces import Box
+
+from purerl.core import random
+from purerl.data import d4rl, ogbench
+from purerl.envs.make import make
+from purerl.train.collect import (
+    collect,
+    collect_episodes,
+    collect_oracle_episodes,
+    random_policy,
+    to_d4rl,
+    to_ogbench,
+)
+
+
+class Counter(gymnasium.Env):
+    """Observes the step's index; terminates after three steps; mutates one observation buffer."""
+
+    observation_space = Box(-np.inf, np.inf, (1,), np.float32)
+    action_space = Box(-1.0, 1.0, (2,), np.float32)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.buffer = np.zeros(1, dtype=np.float32)
+        return self.buffer, {}
+
+    def step(self, action):
+        self.buffer += 1
+        return self.buffer, float(self.buffer[0]), bool(self.buffer[0] == 3), False, {}
+
+
+def constant(observation, key):
+    return np.full(2, 0.5, dtype=np.float32)
+
+
+def test_ogbench_rows_are_states_and_the_last_one_has_no_action():
+    arrays = to_ogbench(collect_episodes(Counter(), constant, random.key(0), num_transitions=5))
+    np.testing.assert_array_equal(arrays['observations'][:, 0], [0, 1, 2, 3, 0, 1, 2])
+    np.testing.assert_array_equal(arrays['terminals'], [0, 0, 0, 1, 0, 0, 1])
+    np.testing.assert_array_equal(arrays['actions'][:, 0], [0.5, 0.5, 0.5, 0, 0.5, 0.5, 0])
+    assert {key: value.dtype for key, value in arrays.items()} == {
+        'observations': np.float32,
+        'actions': np.float32,
+        'terminals': bool,
+    }
+
+
+def test_d4rl_rows_are_transitions_with_terminations_and_timeouts_apart():
+    arrays = to_d4rl(collect_episodes(Counter(), constant, random.key(0), num_transitions=5))
+    np.testing.assert_array_equal(arrays['observations'][:, 0], [0, 1, 2, 0, 1])
+    np.testing.assert_array_equal(arrays['next_observations'][:, 0], [1, 2, 3, 1, 2])
+    np.testing.assert_array_equal(arrays['rewards'], [1, 2, 3, 1, 2])
+    np.testing.assert_array_equal(arrays['terminals'], [0, 0, 1, 0, 0])
+    np.testing.assert_array_equal(arrays['timeouts'], [0, 0, 0, 0, 1])
+    np.testing.assert_array_equal(arrays['actions'], np.full((5, 2), 0.5))
+
+
+def test_the_policy_gets_the_chain_of_keys():
+    keys = []
+
+    def policy(observation, key):
+        keys.append(key.tolist())
+        return np.zeros(2, dtype=np.float32)
+
+    collect_episodes(Counter(), policy, random.key(3), num_episodes=2)
+    key, expected = random.key(3), []
+    for _ in range(6):
+        key, used = random.split(key)
+        expected.append(used.tolist())
+    assert keys == expected
+
+
+@pytest.mark.parametrize('sizes', [{}, {'num_episodes': 1, 'num_transitions': 1}])
+def test_exactly_one_size_is_needed(sizes):
+    with pytest.raises(ValueError, match='either'):
+        collect_episodes(Counter(), constant, random.key(0), **sizes)
+    with pytest.raises(ValueError, match='either'):
+        collect('Hopper-v5', 'x.npz', policy='random', **sizes)
+
+
+def test_a_size_must_be_positive():
+    with pytest.raises(ValueError, match='must be positive'):
+        collect_episodes(Counter(), constant, random.key(0), num_episodes=0)
+
+
+def test_mujoco_states_reproduce_the_observations():
+    env = make('HalfCheetah-v5')
+    episodes = collect_episodes(env, random_policy(env), random.key(0), num_transitions=12, seed=1)
+    arrays = to_d4rl(episodes)
+    # HalfCheetah observes all positions but the first, and all velocities.
+    states = np.concatenate([arrays['infos/qpos'][:, 1:], arrays['infos/qvel']], axis=1)
+    np.testing.assert_array_equal(arrays['observations'], states.astype(np.float32))
+
+
+def test_random_datasets_are_written_read_and_the_same_for_the_same_seed(tmp_path):
+    def run(name, seed):
+        paths = collect(
+            'Hopper-v5', tmp_path / name, policy='random', num_transitions=120, seed=seed
+        )
+        assert [path.name for path in paths] == [name, name.replace('.hdf5', '-val.hdf5')]
+        return d4rl.read(paths[0]), d4rl.read(paths[1])
+
+    train, val = run('a.hdf5', 1)
+    assert (len(train['rewards']), len(val['rewards'])) == (120, 12)
+    assert d4rl.load(tmp_path / 'a.hdf5')['observations'].shape[1] == 11
+    again, val_again = run('b.hdf5', 1)
+    for key in train:
+        np.testing.assert_array_equal(train[key], again[key])
+        np.testing.assert_array_equal(val[key], val_again[key])
+    other, _ = run('c.hdf5', 2)
+    assert (train['observations'] != other['observations']).any()
+    # Neither is the validation data of one seed the training data of the next.
+    assert (val['observations'] != other['observations'][:12]).any()
+
+
+def test_a_policy_is_called(tmp_path):
+    collect('Pendulum-v1', tmp_path / 'p.hdf5', policy=lambda o, key: np.ones(1), num_episodes=1)
+    np.testing.assert_array_equal(d4rl.read(tmp_path / 'p.hdf5')['actions'], np.ones((200, 1)))
+
+
+@pytest.mark.parametrize(
+    ('env_name', 'dataset_type', 'has_buttons'),
+    [
+        ('cube-double-v0', 'noisy', False),
+        ('scene-v0', 'noisy', True),
+        ('puzzle-3x3-v0', 'play', True),
+    ],
+)
+def test_oracles_act_and_are_determined_by_the_seed(env_name, dataset_type, has_buttons):
+    before = np.random.get_state()[1].copy()
+    first, again, other = (
+        to_ogbench(collect_oracle_episodes(env_name, dataset_type, 1, seed, episode_length=15))
+        for seed in (1, 1, 2)
+    )
+    np.testing.assert_array_equal(np.random.get_state()[1], before)
+    assert ('button_states' in first) == has_buttons
+    assert len(first['observations']) == 16
+    assert np.abs(first['actions'][:-1]).max(axis=1).min() > 0
+    for key in first:
+        np.testing.assert_array_equal(first[key], again[key])
+    assert (first['actions'] != other['actions']).any()
+
+
+def test_a_plan_oracle_moves_the_cube():
+    (episode,) = collect_oracle_episodes('cube-single-v0', 'play', 1, seed=0, episode_length=120)
+    cube = episode['qpos'][:, 14:17]
+    assert cube[:, 2].max() > 0.08  # metres above the table; at rest its centre is at 0.02
+    assert np.linalg.norm(cube[-1, :2] - cube[0, :2]) > 0.03
+
+
+def test_oracle_datasets_load_with_the_rewards_of_a_single_task(tmp_path):
+    path = tmp_path / 'cube-single-play-v0.npz'
+    collect('cube-single-play-singletask-v0', path, num_transitions=25, episode_length=15)
+    train, val = ogbench.load_pair(path, env_name='cube-single-singletask-v0')
+    assert (len(train['actions']), len(val['actions'])) == (25, 2)
+    assert set(np.unique(train['rewards'])) <= {-1.0, 0.0}
+    np.testing.assert_array_equal(np.flatnonzero(train['terminals']), [14, 24])
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'message'),
+    [
+        (('Hopper-v5', 'x.npz'), 'no scripted oracle for Hopper-v5'),
+        (('antmaze-medium-v0', 'x.npz'), 'no scripted oracle for antmaze-medium-v0'),
+        (('cube-single-v0', 'x.csv'), "must end in '.npz'"),
+        (('cube-single-v0', 'x.npz', 'oracle', 'plaid'), "'play' or 'noisy', not 'plaid'"),
+    ],
+)
+def test_wrong_arguments_are_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        collect(*arguments, num_episodes=1)
+
+
+def test_the_launcher_writes_both_files(tmp_path):
+    path = tmp_path / 'pendulum.npz'
+    # In a process of its own, because absl's flags are one set per process.
+    command = [sys.executable, '-m', 'experiments.collect', '--env_name=Pendulum-v1']
+    command += ['--policy=random', '--num_episodes=2', f'--path={path}']
+    result = subprocess.run(
+        command, cwd=Path(__file__).parents[3], check=True, capture_output=True, text=True
+    )
+    assert result.stdout.split() == ['wrote', str(path), 'wrote', f'{tmp_path}/pendulum-val.npz']
+    assert len(ogbench.load(path)['actions']) == 400
+    assert len(ogbench.load(f'{tmp_path}/pendulum-val.npz')['actions']) == 200

@@ -1,0 +1,213 @@
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from purerl.agents.infom.rebrac import ReBRACAgent
+from purerl.agents.jaxrl5.sac import SACLearner
+from purerl.train import offline, online
+from purerl.train.config import (
+    ROOT,
+    RunError,
+    check_settings,
+    is_wide,
+    load_agent,
+    load_agent_class,
+    parse,
+    setting,
+)
+
+REBRAC = 'purerl/agents/infom/rebrac.py'
+SAC = 'purerl/agents/jaxrl5/sac.py'
+
+
+def parse_online(*arguments):
+    return parse(['program', *arguments], online.Settings, SAC)
+
+
+@pytest.mark.parametrize(
+    ('path', 'expected'),
+    [
+        (REBRAC, ReBRACAgent),
+        (SAC, SACLearner),
+        ('experiments/configs/jaxrl5/redq.py', SACLearner),
+        (str(ROOT / 'experiments/configs/jaxrl5/droq.py'), SACLearner),
+    ],
+)
+def test_the_class_of_a_file_in_the_library(path, expected):
+    assert load_agent_class(path) is expected
+
+
+def test_files_are_found_from_any_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert load_agent(SAC).agent_class is SACLearner
+
+
+def test_an_edited_copy_trains_the_class_of_the_copy(tmp_path):
+    copy = tmp_path / 'my rebrac.py'
+    text = (ROOT / REBRAC).read_text()
+    copy.write_text(text.replace("'lr': 3e-4", "'lr': 1e-3"))
+    agent = load_agent(str(copy))
+    assert agent.agent_class.__name__ == 'ReBRACAgent'
+    assert agent.agent_class is not ReBRACAgent
+    assert agent.config.lr == 1e-3
+    assert agent.path == str(copy)
+
+
+def test_a_class_of_the_file_goes_before_those_it_imports(tmp_path):
+    file = tmp_path / 'calls_another.py'
+    imported = 'from purerl.agents.jaxrl5.sac import SACLearner as Base\n'
+    file.write_text(imported + (ROOT / REBRAC).read_text())
+    assert load_agent_class(str(file)).__name__ == 'ReBRACAgent'
+
+
+@pytest.mark.parametrize(
+    ('text', 'message'),
+    [
+        ('x = 1', 'found: none'),
+        (
+            'from purerl.agents.infom.rebrac import ReBRACAgent\n'
+            'from purerl.agents.jaxrl5.sac import SACLearner\n',
+            'found: ReBRACAgent, SACLearner',
+        ),
+        ('from purerl.core.state import TrainState\n', 'found: none'),
+        ('import nothing_of_that_name\n', "No module named 'nothing_of_that_name'"),
+    ],
+)
+def test_a_file_without_one_agent_class(tmp_path, text, message):
+    file = tmp_path / 'file.py'
+    file.write_text(text)
+    with pytest.raises(RunError, match=message):
+        load_agent_class(str(file))
+
+
+def test_a_missing_file_names_the_nearest():
+    with pytest.raises(RunError, match=r'did you mean .*purerl/agents/infom/rebrac\.py'):
+        load_agent('purerl/agents/infom/rebracc.py')
+
+
+def test_a_file_without_config(tmp_path):
+    file = tmp_path / 'file.py'
+    file.write_text('from purerl.agents.jaxrl5.sac import SACLearner\n')
+    with pytest.raises(RunError, match='no function get_config'):
+        load_agent(str(file))
+
+
+def test_flags_and_overrides():
+    arguments = parse_online(
+        '--env_name=Pendulum-v1',
+        '--agent=experiments/configs/jaxrl5/redq.py',
+        '--max_steps=7',
+        '--notqdm',
+        '--agent.tau=0.25',
+        '--agent.hidden_dims=(8, 4)',
+        '--agent.num_min_qs=3',
+        '--agent.critic_layer_norm',
+    )
+    assert arguments.settings.env_name == 'Pendulum-v1'
+    assert arguments.settings.max_steps == 7
+    assert arguments.settings.tqdm is False
+    assert arguments.settings.buffer_size is None
+    config = arguments.agent.config
+    assert (config.agent_name, config.num_qs) == ('redq', 10)
+    assert (config.tau, config.hidden_dims, config.num_min_qs) == (0.25, (8, 4), 3)
+    assert config.critic_layer_norm is True
+
+
+def test_the_agents_path_may_be_an_argument_of_its_own():
+    arguments = parse_online('--agent', REBRAC, '--agent.alpha_actor', '0.5')
+    assert arguments.agent.agent_class is ReBRACAgent
+    assert arguments.agent.config.alpha_actor == 0.5
+
+
+def test_a_flagfile(tmp_path):
+    file = tmp_path / 'flags.txt'
+    file.write_text(f'--agent={REBRAC}\n--agent.tau=0.5\n--seed=9\n')
+    arguments = parse_online(f'--flagfile={file}')
+    assert arguments.agent.agent_class is ReBRACAgent
+    assert (arguments.agent.config.tau, arguments.settings.seed) == (0.5, 9)
+
+
+def test_two_command_lines_do_not_share_a_config():
+    parse_online('--agent.tau=0.25')
+    assert parse_online().agent.config.tau == 0.005
+
+
+@pytest.mark.parametrize(
+    ('argument', 'message'),
+    [
+        ('--max_stepss=3', 'Did you mean: max_steps'),
+        ('--max_steps=3.5', 'max_steps'),
+        ('--max_steps=0', 'max_steps must be at least 1, not 0'),
+        ('--jit=fast', 'jit'),
+        ('--agent.taau=0.1', "no field 'taau'; did you mean 'tau'"),
+        ('--noagent.critic_layer_norms', "did you mean 'critic_layer_norm'"),
+        ('--agent.tau=high', 'agent.tau=high: could not convert'),
+        ('--agent.num_qs=2.5', 'agent.num_qs=2.5'),
+        ('--agent.tau.x=1', "no field 'tau.x'"),
+        ('sac', "unexpected argument 'sac'"),
+        ('--agent', 'needs the path'),
+    ],
+)
+def test_mistakes_name_the_nearest(argument, message):
+    with pytest.raises(RunError, match=message):
+        parse_online(argument)
+
+
+def test_help_lists_flags_and_fields(capsys):
+    with pytest.raises(SystemExit) as end:
+        parse(['program', '--help'], offline.Settings, REBRAC, 'Trains.')
+    assert end.value.code == 0
+    text = capsys.readouterr().out
+    assert text.startswith('Trains.')
+    assert '--pretraining_steps' in text
+    assert '--agent.alpha_critic=0.0' in text
+
+
+@dataclasses.dataclass(frozen=True)
+class Example:
+    count: int = setting(1, 'A number.', minimum=1)
+    rate: float = setting(0.5, 'A rate.')
+    name: str | None = setting(None, 'A name.')
+    kind: str = setting('a', 'A kind.', choices=('a', 'b'))
+    on: bool = setting(False, 'A switch.')
+
+
+@pytest.mark.parametrize(
+    'changes', [{}, {'count': 3, 'rate': 1, 'name': 'x', 'kind': 'b', 'on': True}]
+)
+def test_good_settings(changes):
+    check_settings(Example(**changes))
+
+
+@pytest.mark.parametrize(
+    ('changes', 'message'),
+    [
+        ({'count': 0}, 'count must be at least 1, not 0'),
+        ({'count': 1.5}, 'count must be of type int, not 1.5'),
+        ({'count': True}, 'count must be of type int'),
+        ({'count': None}, 'count must be of type int'),
+        ({'rate': 'x'}, 'rate must be of type float'),
+        ({'name': 3}, 'name must be of type str'),
+        ({'kind': 'c'}, 'kind must be one of a, b'),
+        ({'on': 1}, 'on must be of type bool'),
+    ],
+)
+def test_bad_settings(changes, message):
+    with pytest.raises(RunError, match=message):
+        check_settings(Example(**changes))
+
+
+def test_wide_networks():
+    assert is_wide(load_agent(REBRAC).config)
+    assert not is_wide(load_agent(SAC).config)
+    assert is_wide(load_agent(SAC, {'hidden_dims': (64, 512)}).config)
+
+
+def test_loops_do_not_know_agents_by_name():
+    names = {path.stem for path in (ROOT / 'purerl/agents').rglob('*.py')}
+    names -= {'__init__', 'networks', 'encoders', 'infom'}
+    for file in [*(ROOT / 'purerl/train').glob('*.py'), ROOT / 'experiments/online.py']:
+        lines = Path(file).read_text().splitlines()
+        code = [line for line in lines if 'purerl/agents/' not in line]
+        assert not [line for line in code for name in names if f"'{name}'" in line]
