@@ -6,6 +6,7 @@ agents, and a new agent that keeps its family's conventions needs no entry.
 
 import contextlib
 import dataclasses
+import functools
 import importlib
 import inspect
 from collections.abc import Callable, Mapping
@@ -15,8 +16,9 @@ import torch
 
 from experiments.reference.case import Case, CaseError, flatten
 from experiments.reference.compare import Report
+from experiments.reference.networks_infom import make_module
 from purerl.agents.infom import encoders
-from purerl.core import nn, trees
+from purerl.core import trees
 from purerl.core.state import TrainState
 
 
@@ -185,6 +187,7 @@ def replay_agent(case: Case, report: Report) -> None:
         CaseError: if the agent or one of its methods does not exist, or an input is missing.
     """
     family = FAMILIES[case.system]
+    report.stage = 'create'
     with _encoder_overrides(case.parsed('encoder_overrides', {})):
         agent = _create(case, report, family)
         for t, op in enumerate(case.ops):
@@ -196,6 +199,7 @@ def replay_agent(case: Case, report: Report) -> None:
         if len(case.parsed('actions', numbers)) != len(numbers):
             raise CaseError('actions/ does not hold what the metadata entry actions lists')
         for n in numbers:
+            report.stage = f'actions/{n}'
             for name, value in family.act(case, agent, n).items():
                 report.compare('actions', f'actions/{n}/{name}', value)
         for name in case.children('fn'):
@@ -232,12 +236,9 @@ def _encoder_overrides(overrides: dict):
     """Register encoders with the recording's arguments for the time of its replay."""
     registered = dict(encoders.encoder_modules)
     for name, definition in overrides.items():
-        arguments = dict(definition)
-        cls = getattr(encoders, arguments.pop('cls'), None)
-        if not (inspect.isclass(cls) and issubclass(cls, nn.Module)):
-            raise CaseError(f'encoder_overrides: {definition["cls"]!r} is not an encoder')
-        # Bound as defaults: the loop goes on.
-        encoders.encoder_modules[name] = lambda cls=cls, arguments=arguments: cls(**arguments)
+        arguments = {key: value for key, value in definition.items() if key != 'cls'}
+        description = {'class': definition.get('cls'), **arguments}
+        encoders.encoder_modules[name] = functools.partial(make_module, description)
     try:
         yield
     finally:
@@ -280,6 +281,7 @@ def _take_params(case, family, agent, prefix):
 def _replay_op(case, report, family, agent, t, op):
     if not isinstance(op, dict) or 'call' not in op:
         raise CaseError(f'op {t} of the metadata is not an object with a "call"')
+    report.stage = f'op {t} ({op["call"]})'
     report.compare('key', f'key/{t}', agent.rng)
     method = getattr(agent, op['call'], None)
     if method is None:
@@ -328,7 +330,7 @@ def _nested(info: dict) -> dict:
 
 
 def _replay_function(case, report, family, agent, name):
-    prefix = f'fn/{name}'
+    report.stage = prefix = f'fn/{name}'
     inputs = case.take_tree(f'{prefix}/in')
     if name in family.functions:
         if 'key' in inputs:  # recorded for reference: the function uses the agent's own key

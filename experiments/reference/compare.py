@@ -90,6 +90,8 @@ class Report:
         errors: the largest error of each kind, infinite where something exact differs.
         failures: what went wrong, in the order of the replay, one line each.
         left_out: names of the ill-conditioned tensors that were not compared.
+        notes: what else is to be printed.
+        stage: what is being replayed, for the message if it fails.
     """
 
     def __init__(self, case: Case):
@@ -97,6 +99,7 @@ class Report:
         self.failures: list[str] = []
         self.left_out: list[str] = []
         self.notes: list[str] = []
+        self.stage = ''
         self._case = case
         self._compared: set[str] = set()
         self._conditioning = ILL_CONDITIONED.get((case.system, case.agent))

@@ -83,13 +83,13 @@ def _categorical(key, logits, axis=-1, shape=None, replace=True, mode=None):
 
 
 def _choice(key, a, shape=(), replace=True, p=None, axis=0):
-    return random.choice(key, a, _shape(shape), replace, _array(p) if p else None, axis)
+    return random.choice(key, a, _shape(shape), replace, array(p) if p else None, axis)
 
 
 # --- Arrays -------------------------------------------------------------------------------------
 
 
-def _array(values, dtype=None):
+def array(values, dtype=None):
     """An array as JAX makes it without 64-bit types."""
     tensor = torch.tensor(values)
     kinds = {torch.float64: torch.float32, torch.int64: torch.int32}
@@ -122,7 +122,7 @@ _FUNCTIONS = {
     'choice': _choice,
     'permutation': random.permutation,
     'clip': _clip,
-    'array': _array,
+    'array': array,
     'arange': _arange,
     'ones': lambda shape: torch.ones(_shape(shape)),
     'zeros': lambda shape: torch.zeros(_shape(shape)),
@@ -187,7 +187,9 @@ def evaluate(node: ast.expr, names: Mapping):
     """
     if isinstance(node, ast.Constant):
         return node.value
-    if isinstance(node, ast.Name) and (node.id in names or node.id in _NAMES):
+    if isinstance(node, ast.Name):
+        if node.id not in names and node.id not in _NAMES:
+            raise CaseError(f'{node.id!r} is not defined')
         return names[node.id] if node.id in names else _NAMES[node.id]
     if isinstance(node, ast.Tuple | ast.List):
         return tuple(evaluate(item, names) for item in node.elts)

@@ -13,12 +13,8 @@ from purerl.core import nn
 def replay_networks(case: Case, report: Report) -> None:
     """Initialise every recorded module at its key, and run it on its recorded parameters."""
     for name, entry in case.config.items():
-        try:
-            _replay_network(case, report, f'fn/{name}', entry)
-        except CaseError:
-            raise
-        except (KeyError, TypeError, ValueError, RuntimeError) as error:
-            raise CaseError(f'fn/{name}: {" ".join(str(error).split())}') from error
+        report.stage = f'fn/{name}'
+        _replay_network(case, report, f'fn/{name}', entry)
 
 
 def _replay_network(case, report, prefix, entry):
@@ -67,22 +63,21 @@ def _distribution_outputs(case, prefix, dist):
     key = case.take(f'{prefix}/in/sample_key')
     inner = getattr(dist, 'distribution', dist)
     sample, log_prob = dist.sample_and_log_prob(seed=key)
-    results = {
-        'loc': lambda: inner.loc,
-        'mean': lambda: inner.loc,
-        'scale_diag': lambda: inner.stddev(),
-        'stddev': lambda: dist.stddev(),
-        'base_stddev': lambda: dist.stddev(),  # what a squashed policy hands on
-        'entropy': lambda: dist.entropy(),
-        'mode': lambda: dist.mode(),
-        'log_prob': lambda: dist.log_prob(case.take(f'{prefix}/in/eval_actions')),
-        'sample': lambda: dist.sample(seed=key),
-        'sample_n4': lambda: dist.sample(seed=key, sample_shape=(4,)),
-        'sal_sample': lambda: sample,
-        'sal_log_prob': lambda: log_prob,
+    if dist is inner:
+        own = {'mean': inner.loc, 'stddev': dist.stddev(), 'entropy': dist.entropy()}
+    else:
+        own = {'base_stddev': dist.stddev()}  # a squashed policy hands on the inner one's
+    return {
+        'loc': inner.loc,
+        'scale_diag': inner.stddev(),
+        'mode': dist.mode(),
+        'log_prob': dist.log_prob(case.take(f'{prefix}/in/eval_actions')),
+        'sample': dist.sample(seed=key),
+        'sample_n4': dist.sample(seed=key, sample_shape=(4,)),
+        'sal_sample': sample,
+        'sal_log_prob': log_prob,
+        **own,
     }
-    names = case.children(f'{prefix}/out')
-    return {name: results[name]() for name in names if name in results}
 
 
 # --- Modules from their recorded descriptions -----------------------------------------------------

@@ -19,6 +19,7 @@ def replay_networks(case: Case, report: Report) -> None:
         replay_jaxrl5_rng(case, report)
         return
     for name in case.children('fn'):
+        report.stage = f'fn/{name}'
         _replayer_of(case, name)(case, report, f'fn/{name}')
 
 
@@ -114,19 +115,18 @@ def _replay_module(case, report, prefix, entry):
     def run_members(training):
         return nn.apply(module, params, *inputs, training, rngs=rngs)
 
-    names = case.children(f'{prefix}/out')
-    if names == ['y']:
-        outputs = {'y': run(**entry.get('call_kwargs', {}))}
-    elif 'train' in names:
+    if 'call_kwargs' in entry:
+        outputs = {'y': run(**entry['call_kwargs'])}
+    elif 'training' in entry:
+        dist = run(training=entry['training'])
+        sample = dist.sample(seed=case.take(f'{prefix}/in/key'))
+        outputs = {'mode': dist.mode(), 'sample': sample}
+    else:
         outputs = {
             'train': run_members(True),
             'eval': nn.apply(module, params, *inputs),
             'eval_explicit': run_members(False),
         }
-    else:
-        dist = run(training=entry['training'])
-        sample = dist.sample(seed=case.take(f'{prefix}/in/key'))
-        outputs = {'mode': dist.mode(), 'sample': sample}
     report.compare_tree('fn', f'{prefix}/out', outputs)
 
 
@@ -202,7 +202,6 @@ def _replay_distribution(case, report, prefix, entry):
     actions, key = case.take(f'{prefix}/in/actions'), case.take(f'{prefix}/in/key')
     params = case.take_tree(entry['params'])
     module = _make_module(entry, [observations])
-    names = case.children(f'{prefix}/out')
 
     def own_log_prob(params):
         return nn.apply(module, params, observations).sample_and_log_prob(seed=key)[1]
@@ -213,20 +212,23 @@ def _replay_distribution(case, report, prefix, entry):
     dist = nn.apply(module, params, observations)
     inner = getattr(dist, 'distribution', dist)
     sample = dist.sample(seed=key)
-    results = {
-        'loc': lambda: inner.loc,
-        'std': lambda: inner.stddev(),
-        'mode': lambda: dist.mode(),
+    outputs = {
+        'loc': inner.loc,
+        'std': inner.stddev(),
+        'mode': dist.mode(),
+        'sample': sample,
+        'sample_n4': dist.sample(case.take(f'{prefix}/in/key2'), (4,)),
+        'log_prob_actions': log_prob(params),
+        'log_prob_own_sample': own_log_prob(params),
+    }
+    optional = {  # not recorded for every policy
         'entropy': lambda: dist.entropy(),
-        'sample': lambda: sample,
-        'sample_n4': lambda: dist.sample(case.take(f'{prefix}/in/key2'), (4,)),
-        'log_prob_actions': lambda: log_prob(params),
-        'log_prob_own_sample': lambda: own_log_prob(params),
         'log_prob_own_sample_uncached': lambda: dist.log_prob(sample),
         'grad_mean_log_prob_actions': lambda: _mean_gradient(log_prob, params),
         'grad_mean_log_prob_own_sample': lambda: _mean_gradient(own_log_prob, params),
     }
-    outputs = {name: results[name]() for name in names if name in results}
+    names = case.children(f'{prefix}/out')
+    outputs.update({name: f() for name, f in optional.items() if name in names})
     report.compare_tree('fn', f'{prefix}/out', outputs)
 
 

@@ -17,6 +17,7 @@ from purerl.core import nn, random
 def replay_jax_random(case: Case, report: Report) -> None:
     """Evaluate the expression that the config gives for every ``fn/<name>``."""
     for name, text in case.config.items():
+        report.stage = f'fn/{name}'
         if name.startswith('flax_init/'):
             _replay_flax_init(case, report, name, text)
         else:
@@ -41,7 +42,10 @@ def _value_of(case, name, text):
         match = re.fullmatch(pattern, text)
         if match:
             return phrase(names, match)
-    return expressions.evaluate(_resolve(case.config, name, text), names)
+    try:
+        return expressions.evaluate(_resolve(case.config, name, text), names)
+    except CaseError as error:
+        raise CaseError(f'fn/{name}: {error}') from error
 
 
 class _Inputs(dict):
@@ -182,9 +186,11 @@ def _initializer(name):
 
 def replay_jaxrl5_rng(case: Case, report: Report) -> None:
     """Draw what the names under ``fn/<key>/out`` say: ``normal_13_3``, ``randint_0_5_13``."""
-    for group in case.children('fn'):
+    groups = case.children('fn')
+    names = {name for group in groups for name in case.children(f'fn/{group}/out')}
+    for group in groups:
         key = case.take(f'fn/{group}/in/key')
-        for name in case.children(f'fn/{group}/out'):
+        for name in sorted(names):
             report.compare('fn', f'fn/{group}/out/{name}', _named_draw(case, key, name))
 
 
@@ -203,7 +209,7 @@ def _sizes(text):
 def _choice_p(config, key, negative):
     p = config['choice_p_negative' if negative else 'choice_p']
     if negative:  # as text: the weights, to be normalised
-        weights = expressions._array(ast.literal_eval(p.partition('w=')[2]))
+        weights = expressions.array(ast.literal_eval(p.partition('w=')[2]))
         p = weights / weights.sum()
     return random.choice(key, len(p), (), p=p)
 

@@ -54,7 +54,8 @@ def replay(case: Case, mode: str = 'trace') -> Report:
         report.fail(str(error))
     except Exception as error:  # a recording outside an agent's domain may fail in any way
         logging.debug('%s', case.path, exc_info=True)
-        report.fail(f'{type(error).__name__}: {" ".join(str(error).split())}')
+        stage = f'{report.stage}: ' if report.stage else ''
+        report.fail(f'{stage}{type(error).__name__}: {" ".join(str(error).split())}')
     else:
         report.finish()
     return report

@@ -149,7 +149,7 @@ class Deterministic:
 
     def sample(self, seed: torch.Tensor, sample_shape: Sequence[int] = ()) -> torch.Tensor:
         """Return `loc`, repeated to (*sample_shape, ...)."""
-        return self.loc.expand(*sample_shape, *self.loc.shape)
+        return self.loc.expand((*sample_shape, *self.loc.shape))
 
     def log_prob(self, value: torch.Tensor) -> torch.Tensor:
         """0 where `value` equals `loc`, else minus infinity."""

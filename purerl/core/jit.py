@@ -33,8 +33,40 @@ from purerl.core import trees
 MODES = ('inductor', 'trace', 'off')
 _PYTHON_SCALARS = (bool, int, float)
 
-vmap = torch.func.vmap
 grad = torch.func.grad
+
+
+def vmap(fn: Callable, in_dims: int | Sequence[int | None] | None = 0) -> Callable:
+    """Map a function of trees over an axis of their tensors.
+
+    Unlike ``torch.func.vmap`` it takes the ``None`` in a tree for an empty subtree, as JAX does.
+
+    Args:
+        fn: function of trees of tensors, returning one.
+        in_dims: the mapped axis, for all arguments or for each; None for arguments that every
+            call is to see whole.
+
+    Returns:
+        A function with the same positional arguments; results are stacked along axis 0.
+    """
+
+    def mapped(*args):
+        dims = (in_dims,) * len(args) if in_dims is None or isinstance(in_dims, int) else in_dims
+        flat_dims = [
+            dim for dim, arg in zip(dims, args, strict=True) for _ in range(len(trees.leaves(arg)))
+        ]
+        leaves, treedef = trees.flatten(args)
+        result = None
+
+        def flat(*leaves):
+            nonlocal result
+            outputs, result = trees.flatten(fn(*trees.unflatten(treedef, leaves)))
+            return outputs
+
+        outputs = torch.func.vmap(flat, in_dims=tuple(flat_dims))(*leaves)
+        return trees.unflatten(result, outputs)
+
+    return mapped
 
 
 class _Settings:
@@ -110,10 +142,10 @@ class CompiledFunction:
         self.mode = None if mode is None else _check_mode(mode)
         parameters = inspect.signature(fn).parameters
         self._names = tuple(parameters)
+        self._static = tuple(static_argnames)
         self._defaults = {
             name: p.default for name, p in parameters.items() if p.default is not p.empty
         }
-        self._static = tuple(static_argnames)
         self._programs: dict = {}
         unknown = set(self._static) - set(self._names)
         if unknown:
@@ -135,22 +167,37 @@ class CompiledFunction:
             or torch._C._functorch.peek_interpreter_stack() is not None
         ):
             return self.fn(*_as_tensors(args), **_as_tensors(kwargs))
-        if len(args) > len(self._names):
-            return self.fn(*args, **kwargs)  # raises the usual TypeError
-        arguments = {**self._defaults, **dict(zip(self._names, args, strict=False)), **kwargs}
-        statics = {name: arguments.pop(name) for name in self._static if name in arguments}
-        leaves, treedef = trees.flatten(arguments)
+        args, kwargs, statics = self._split_statics(args, kwargs)
+        leaves, treedef = trees.flatten((args, kwargs))
         leaves = [_as_tensor(leaf).contiguous() for leaf in leaves]
         key = (
             mode,
-            tuple(statics.items()),
+            statics,
             treedef,
             tuple([(leaf.shape, leaf.dtype, leaf.device) for leaf in leaves]),
         )
         program = self._programs.get(key)
         if program is None:
-            program = self._programs[key] = _Program(self.fn, treedef, statics, leaves, mode)
+            program = _Program(self.fn, treedef, dict(statics), leaves, mode)
+            self._programs[key] = program
         return program(leaves)
+
+    def _split_statics(self, args, kwargs):
+        """Take the static arguments out, as (name, value) pairs, defaults filled in."""
+        if not self._static:
+            return args, kwargs, ()
+        # From the first static one on, positional arguments go by name.
+        names = self._names[: len(args)]
+        first = next((i for i, name in enumerate(names) if name in self._static), len(args))
+        kwargs = {**kwargs, **dict(zip(names[first:], args[first:], strict=True))}
+        statics = tuple(
+            [
+                (name, kwargs.pop(name, self._defaults.get(name)))
+                for name in self._static
+                if name in kwargs or name in self._defaults
+            ]
+        )
+        return args[:first], kwargs, statics
 
 
 def jit(
@@ -202,7 +249,8 @@ class _Program:
         self._result = None
 
         def flat(*leaves):
-            outputs, self._result = trees.flatten(fn(**trees.unflatten(treedef, leaves), **statics))
+            args, kwargs = trees.unflatten(treedef, leaves)
+            outputs, self._result = trees.flatten(fn(*args, **kwargs, **statics))
             # Contiguous, as inputs have to be: results often come back as the next call's inputs.
             return [_as_tensor(output).contiguous() for output in outputs]
 

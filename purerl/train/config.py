@@ -118,11 +118,10 @@ def find_file(path: str) -> Path:
         file = (base / Path(path).expanduser()).resolve()
         if file.is_file():
             return file
+    files = [*(ROOT / 'purerl/agents').rglob('*.py'), *(ROOT / 'experiments/configs').rglob('*.py')]
+    files += Path(path).expanduser().parent.glob('*.py')
     known = sorted(
-        _stored_path(file)
-        for folder in (ROOT / 'purerl/agents', ROOT / 'experiments/configs', Path(path).parent)
-        for file in folder.rglob('*.py')
-        if 'get_config' in file.read_text(errors='ignore')
+        {_stored_path(file) for file in files if 'get_config' in file.read_text(errors='ignore')}
     )
     near = difflib.get_close_matches(str(path), known, n=3, cutoff=0.4) or known
     raise RunError(f'there is no agent file {path}; did you mean {" or ".join(near)}?')

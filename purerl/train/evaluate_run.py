@@ -11,7 +11,7 @@ from purerl.data.dataset import normalize
 from purerl.envs.make import make
 from purerl.train.config import Agent, RunError, load_agent, setting
 from purerl.train.evaluation import evaluate, policy_of, write_video
-from purerl.train.offline import by_frames
+from purerl.train.phases import by_frames
 from purerl.train.run import create_agents, examples_of, read_json, write_json
 from purerl.train.seeds import stack, unstack
 

@@ -11,6 +11,7 @@ what else it wants:
     next_actions   the actions after the next observations, in every batch
     goals          goals from the same episodes (`purerl.data.goals`), in every batch
     augmentations  two augmented copies of images in every batch
+    model_rollouts transitions of the agent's own model while finetuning (`purerl.train.rollouts`)
 
 If it has `target_reset() -> agent`, that is called before finetuning; if it has
 `infer_latent(batch)`, too, and the result goes into every batch of finetuning (`latents`) and to
@@ -21,34 +22,42 @@ Deviations from the original:
 - Wall-clock figures are in `timing.csv`. An interval of 0 means never.
 """
 
+import contextlib
 import dataclasses
+import functools
 import glob
-import re
-from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
 
-from purerl.core import random, trees
+from purerl.core import random
 from purerl.core.checkpoint import load_checkpoint
 from purerl.core.flax_io import load_flax, restore_flax
-from purerl.data.check import DatasetError
 from purerl.data.dataset import Dataset
 from purerl.data.goals import GCDataset
-from purerl.data.load import load_dataset
-from purerl.envs.make import check_continuous, make, ogbench_env_id
-from purerl.envs.snapshot import check_resumable, env_state, set_env_state
+from purerl.envs.make import make
 from purerl.train.config import Agent, RunError, check_settings, setting
-from purerl.train.evaluation import evaluate, policy_of, to_numpy, write_video
+from purerl.train.evaluation import evaluate, policy_of, to_numpy
 from purerl.train.logging import scalars
+from purerl.train.loop import (
+    EVAL_SEED_OFFSET,
+    check_environment,
+    conclude,
+    due,
+    is_resumable,
+    log_evaluations,
+    log_training,
+    random_return,
+    restore_snapshots,
+    take_snapshots,
+)
+from purerl.train.phases import by_frames, load_phases, normalization
+from purerl.train.rollouts import ModelRollouts, imagine, model_step
 from purerl.train.run import Run, RunSettings, create_agents
 from purerl.train.seeds import over_seeds, stack, unstack
-from purerl.train.summary import conclude, random_return
 
-EVAL_SEED_OFFSET = 42
-PROVIDED = frozenset({'next_actions', 'goals', 'augmentations'})
+PROVIDED = frozenset({'next_actions', 'goals', 'augmentations', 'model_rollouts'})
 _METHODS = ('pretrain', 'finetune', 'pretraining_loss', 'finetuning_loss', 'sample_actions')
 
 
@@ -109,13 +118,6 @@ class Settings(RunSettings):
         return bool(self.eval_interval and self.finetuning_steps)
 
 
-class Data(NamedTuple):
-    """A phase's datasets, shared by all seeds."""
-
-    train: Dataset | GCDataset
-    val: Dataset | GCDataset | None
-
-
 class World:
     """Everything of one seed besides its agent: random stream, evaluation environment, latent."""
 
@@ -124,13 +126,9 @@ class World:
         self.stream = np.random.RandomState(seed)
         self.eval_env = None
         if settings.evaluates:
-            self.eval_env = make(
-                settings.env_name,
-                seed=seed + EVAL_SEED_OFFSET,
-                frame_stack=settings.frame_stack,
-                render_mode='rgb_array' if settings.video_episodes else None,
-            )
+            self.eval_env = make_eval_env(settings, seed + EVAL_SEED_OFFSET)
         self.latent: np.ndarray | None = None
+        self.rollouts: ModelRollouts | None = None
         self.evaluated = (0, None)  # step and return of the latest evaluation
 
     def batch(self, data: Dataset | GCDataset, batch_size: int) -> dict:
@@ -150,7 +148,7 @@ class World:
         """Run whole episodes; returns statistics and renders."""
         inputs = {} if self.latent is None else {'latents': self.latent}
         # The original draws this key's seed from the stream of the batches.
-        key = random.key(self.stream.randint(0, 2**32))
+        key = random.key(self.stream.randint(0, 2**32, dtype=np.int64))
         statistics, _, renders = evaluate(
             policy_of(agent, temperature=0.0, **inputs),
             self.eval_env,
@@ -167,103 +165,37 @@ class World:
         """Return everything that `set_state` needs to go on bit for bit."""
         return {
             'stream': self.stream.get_state(legacy=False),
-            'eval_env': None if self.eval_env is None else env_state(self.eval_env),
+            'envs': take_snapshots(self._envs()),
             'latent': self.latent,
+            'rollouts': None if self.rollouts is None else self.rollouts.state(),
             'evaluated': self.evaluated,
         }
 
     def set_state(self, state: dict) -> None:
         self.stream.set_state(state['stream'])
-        if self.eval_env is not None and state['eval_env'] is not None:
-            set_env_state(self.eval_env, state['eval_env'])
+        restore_snapshots(self._envs(), state['envs'])
         self.latent = state['latent']
+        if self.rollouts is not None:
+            self.rollouts.set_state(state['rollouts'])
         self.evaluated = tuple(state['evaluated'])
+
+    def _envs(self):
+        return {} if self.eval_env is None else {'eval_env': self.eval_env}
 
     def close(self) -> None:
         if self.eval_env is not None:
             self.eval_env.close()
 
 
-def by_frames(normalize: Callable, frame_stack: int | None) -> Callable:
-    """Apply a function of single observations to ones that the environment has stacked."""
-    if frame_stack is None:
-        return normalize
-
-    def normalize_frames(observation):
-        frames = np.split(observation, frame_stack, axis=-1)
-        return np.concatenate([normalize(frame) for frame in frames], axis=-1)
-
-    return normalize_frames
-
-
-# --- Loading ---------------------------------------------------------------------------------
-
-
-def load_phases(agent: Agent, settings: Settings) -> dict[str, Data]:
-    """Load the datasets of both phases.
-
-    Returns:
-        'pretraining' and 'finetuning', each normalised with its own statistics.
-
-    Raises:
-        DatasetError: if one is missing, damaged, or lacks what the agent needs.
-    """
-    sources = dataset_names(settings)
-    sizes = {'pretraining': settings.pretraining_size, 'finetuning': settings.finetuning_size}
-    loaded: dict = {}
-    phases = {}
-    for phase, source in sources.items():
-        if (source, sizes[phase]) not in loaded:
-            loaded[source, sizes[phase]] = _load_data(agent, settings, source, sizes[phase])
-        phases[phase] = loaded[source, sizes[phase]]
-    return phases
-
-
-def dataset_names(settings: Settings) -> dict[str, str]:
-    """Return the path or name of each phase's dataset."""
-    given = settings.pretraining_dataset or settings.finetuning_dataset
-    finetuning = settings.finetuning_dataset or settings.pretraining_dataset
-    if given is None:
-        before, separator, after = settings.env_name.partition('-singletask')
-        finetuning = f'{before}-ft{separator}{after}' if separator else settings.env_name
-    return {'pretraining': given or settings.env_name, 'finetuning': finetuning}
-
-
-def _load_data(agent, settings, source, size):
-    options = {}
-    if source.endswith('.npz') and 'singletask' in settings.env_name:
-        options['env_name'] = ogbench_env_id(settings.env_name)
-    train, val = load_dataset(source, **options)
-    if settings.finetuning_steps and 'rewards' not in train:
-        raise DatasetError(
-            f'{source}: no rewards to finetune on; choose a single-task --env_name '
-            '(cube-single-play-singletask-v0, for one), from which OGBench computes them'
-        )
-    return Data(
-        _dataset(agent, settings, train, size, source),
-        None if val is None else _dataset(agent, settings, val, size, f'{source} (validation)'),
+def make_eval_env(settings: Settings, seed: int | None = None):
+    """Make an environment to evaluate in."""
+    render_mode = 'rgb_array' if settings.video_episodes else None
+    return make(
+        settings.env_name, seed=seed, frame_stack=settings.frame_stack, render_mode=render_mode
     )
 
 
-def _dataset(agent, settings, arrays, size, name):
-    dataset = Dataset(
-        trees.map(lambda array: array[:size], arrays),
-        name=name,
-        obs_norm_type=settings.obs_norm_type,
-        frame_stack=settings.frame_stack,
-        p_aug=settings.p_aug,
-        num_aug=settings.num_aug,
-        inplace_aug=settings.inplace_aug,
-        return_next_actions='next_actions' in agent.needs,
-    )
-    images = dataset['observations'].ndim == 4 if 'augmentations' in agent.needs else False
-    if images and (settings.p_aug != 1.0 or settings.num_aug < 2 or settings.inplace_aug):
-        raise RunError(
-            f'{agent.path} compares two augmented copies of each image: set --p_aug=1 --num_aug=2 '
-            '--noinplace_aug'
-        )
-    dataset.normalize_observations()
-    return GCDataset(dataset, agent.config) if 'goals' in agent.needs else dataset
+# --- Checks --------------------------------------------------------------------------------------
 
 
 def _check_agent(agent, settings):
@@ -293,29 +225,32 @@ def _with_data_settings(agent, settings):
     return dataclasses.replace(agent, config=config.lock())
 
 
-def make_worlds(settings: Settings, example: dict) -> list[World]:
+def make_worlds(settings: Settings, data) -> list[World]:
     """Make and check the streams and environments of all seeds.
 
     Raises:
         RunError: if there is no such environment, or it is not the dataset's.
     """
     try:
-        worlds = [World(settings, seed) for seed in settings.seeds]
-        env = worlds[0].eval_env
-        if env is not None:
-            check_continuous(env)
-            check_resumable(env)
+        if settings.evaluates:
+            with contextlib.closing(make_eval_env(settings)) as env:
+                check_environment(env, settings.video_episodes > 0)
+                is_resumable(env)
+                _check_shapes(env, data, settings)
+        return [World(settings, seed) for seed in settings.seeds]
     except (ValueError, TypeError, ImportError) as error:
         raise RunError(str(error)) from error
-    if env is not None:
-        spaces = {'observations': env.observation_space, 'actions': env.action_space}
-        for key, space in spaces.items():
-            if example[key].shape[1:] != space.shape:
-                raise RunError(
-                    f'the dataset has {key} of shape {example[key].shape[1:]}, but '
-                    f'{settings.env_name} has {space.shape}: set the --env_name it was collected in'
-                )
-    return worlds
+
+
+def _check_shapes(env, data, settings):
+    example = data.sample(1, np.random.RandomState(0), idxs=np.zeros(1, dtype=np.int64))
+    spaces = {'observations': env.observation_space, 'actions': env.action_space}
+    for key, space in spaces.items():
+        if example[key].shape[1:] != space.shape:
+            raise RunError(
+                f'the dataset has {key} of shape {example[key].shape[1:]}, but '
+                f'{settings.env_name} has {space.shape}: set the --env_name it was collected in'
+            )
 
 
 def restore_agent(agent, path: str, epoch: int | None):
@@ -365,17 +300,20 @@ def train(agent: Agent, settings: Settings) -> dict:
     agent = _with_data_settings(agent, settings)
     run = Run('offline', agent, settings, settings.env_name)
     phases = load_phases(agent, settings)
-    first = phases['pretraining'].train.sample(1, np.random.RandomState(0), idxs=np.zeros(1, int))
-    worlds = make_worlds(settings, first)
+    worlds = make_worlds(settings, phases['pretraining'].train)
     try:
         # The original's example batch, whose draw the batches come after.
         examples = [world.batch(phases['pretraining'].train, 1) for world in worlds]
         example = {key: torch.from_numpy(examples[0][key]) for key in ('observations', 'actions')}
         agents = create_agents(agent, settings.seeds, example)
-        run.begin(settings.total_steps, settings.total_steps, example)
+        if 'model_rollouts' in agent.needs:
+            arrays = phases['finetuning'].train.arrays
+            for world, seed in zip(worlds, settings.seeds, strict=True):
+                world.rollouts = ModelRollouts(arrays, agent.config, seed)
         if settings.restore_path is not None and not run.start:
             path, epoch = settings.restore_path, settings.restore_epoch
             agents = [restore_agent(member, path, epoch) for member in agents]
+        run.begin(settings.total_steps, settings.total_steps, example)
         with run:
             return _loop(run, agent, settings, worlds, phases, agents)
     finally:
@@ -394,6 +332,7 @@ class _Calls:
             )
             for full in (True, False)
         }
+        self.model_step = over_seeds(model_step, num)
         self._losses = {
             'pretraining': over_seeds(lambda agent, batch: agent.pretraining_loss(batch)[1], num),
             'finetuning': over_seeds(lambda agent, batch: agent.finetuning_loss(batch)[1], num),
@@ -424,21 +363,31 @@ def _loop(run, agent_file, settings, worlds, phases, agents):
         if step == settings.pretraining_steps + 1:
             agent = _begin_finetuning(agent_file, worlds, data.train, agent)
 
-        batch = stack([world.batch(data.train, config['batch_size']) for world in worlds])
+        batches = [world.batch(data.train, config['batch_size']) for world in worlds]
+        imagines = phase == 'finetuning' and 'model_rollouts' in agent_file.needs
+        if imagines:
+            for world, batch in zip(worlds, batches, strict=True):
+                world.rollouts.add_to(batch, config['batch_size'], world.stream)
         full_update = step % config.get('actor_freq', 1) == 0
-        agent, info = calls.update(phase, agent, batch, full_update)
+        agent, info = calls.update(phase, agent, stack(batches), full_update)
+        if imagines:
+            _imagine(calls, agent, worlds, data.train, config)
 
-        if _due(step, settings.log_interval):
-            _log(run.logger, calls, step, phase, (worlds, agent, info, data.val, config))
+        if due(step, settings.log_interval):
+            rows = [scalars(seed_info, 'training/') for seed_info in unstack(info, len(worlds))]
+            if data.val is not None:
+                _add_validation(rows, calls, phase, (worlds, agent, data.val, config))
+            log_training(run.logger, f'{phase}_train', step, rows)
         if phase == 'finetuning' and _evaluates(settings, step):
-            _evaluate(run, step, worlds, unstack(agent, len(worlds)), data.train)
+            evaluations = _evaluations(worlds, agent, data.train, step)
+            log_evaluations(run, 'finetuning_eval', step, evaluations)
         run.logger.advance()
         ends = step == settings.total_steps or run.stop_requested
-        if _due(step, settings.save_interval) or ends:
-            run.save(step, agent, _state(worlds, phases, settings))
+        if due(step, settings.save_interval) or ends:
+            run.save(step, agent, _state(worlds, phases))
         if run.stop_requested:
             run.stop(step)
-    return _finish(run, settings, step, worlds, unstack(agent, len(worlds)), phases)
+    return _finish(run, settings, step, worlds, agent, phases['finetuning'].train)
 
 
 def _begin_finetuning(agent_file, worlds, data, agent):
@@ -456,64 +405,49 @@ def _begin_finetuning(agent_file, worlds, data, agent):
     return agent
 
 
-def _due(step, interval):
-    return interval > 0 and step % interval == 0
+def _imagine(calls, agent, worlds, data, config):
+    batches = [world.batch(data, config['num_model_rollouts']) for world in worlds]
+    observations = [batch['observations'] for batch in batches]
+    rollouts = [world.rollouts for world in worlds]
+    imagine(calls.model_step, agent, rollouts, observations, config)
 
 
 def _evaluates(settings, step):
-    first = step == settings.pretraining_steps + 1
-    return settings.eval_interval > 0 and (first or step % settings.eval_interval == 0)
+    first = settings.eval_interval > 0 and step == settings.pretraining_steps + 1
+    return first or due(step, settings.eval_interval)
 
 
-def _log(logger, calls, step, phase, current):
-    worlds, agent, info, val, config = current
-    num = len(worlds)
-    rows = [scalars(seed_info, 'training/') for seed_info in unstack(info, num)]
-    if val is not None:
-        batch = stack([world.batch(val, config['batch_size']) for world in worlds])
-        val_infos = unstack(calls.validate(phase, agent, batch), num)
-        for row, val_info in zip(rows, val_infos, strict=True):
-            row.update(scalars(val_info, 'validation/'))
-    logger.log(f'{phase}_train', step, rows)
-    logger.tick(step)
-    losses = [name for name in rows[0] if re.fullmatch(r'training/.*loss', name)][:3]
-    logger.show(
-        **{name.removeprefix('training/'): np.mean([row[name] for row in rows]) for name in losses}
-    )
+def _add_validation(rows, calls, phase, current):
+    """Add the losses of validation batches to the rows of all seeds."""
+    worlds, agent, val, config = current
+    batch = stack([world.batch(val, config['batch_size']) for world in worlds])
+    infos = unstack(calls.validate(phase, agent, batch), len(worlds))
+    for row, info in zip(rows, infos, strict=True):
+        row.update(scalars(info, 'validation/'))
 
 
-def _evaluate(run, step, worlds, agents, data):
-    for i, (world, agent) in enumerate(zip(worlds, agents, strict=True)):
-        statistics, renders = world.evaluate(agent, data, step)
-        run.logger.log_seed(i, 'finetuning_eval', step, scalars(statistics, 'evaluation/'))
-        if renders:
-            write_video(run.seed_folders[i] / 'videos' / f'eval_{step:010d}.mp4', renders)
-    run.logger.show(eval=np.mean([world.evaluated[1] for world in worlds]))
+def _evaluations(worlds, agent, data, step):
+    agents = unstack(agent, len(worlds))
+    return [
+        functools.partial(world.evaluate, member, data, step)
+        for world, member in zip(worlds, agents, strict=True)
+    ]
 
 
-def _state(worlds, phases, settings):
-    data = phases['finetuning'].train
-    dataset = data.dataset if isinstance(data, GCDataset) else data
-    statistics = {
-        'mean': dataset.obs_mean,
-        'var': dataset.obs_var,
-        'high': dataset.obs_max,
-        'low': dataset.obs_min,
-        'kind': settings.obs_norm_type,
-    }
+def _state(worlds, phases):
+    statistics = normalization(phases['finetuning'].train)
     return {'worlds': [world.state() for world in worlds], 'normalization': statistics}
 
 
-def _finish(run, settings, step, worlds, agents, phases):
+def _finish(run, settings, step, worlds, agent, data):
     if not settings.evaluates:
         return conclude(run, step, None, None)
-    for world, agent in zip(worlds, agents, strict=True):
+    for world, evaluate_seed in zip(worlds, _evaluations(worlds, agent, data, step), strict=True):
         if world.evaluated[0] != step:
-            world.evaluate(agent, phases['finetuning'].train, step)
+            evaluate_seed()
+    env_options = {'frame_stack': settings.frame_stack}
     baselines = [
-        random_return(
-            settings.env_name, settings.eval_episodes, seed, frame_stack=settings.frame_stack
-        )
+        random_return(settings.env_name, settings.eval_episodes, seed, **env_options)
         for seed in settings.seeds
     ]
     return conclude(run, step, [world.evaluated[1] for world in worlds], baselines)

@@ -10,23 +10,34 @@ Deviations from the original:
 - An interval of 0 means never.
 """
 
+import contextlib
 import dataclasses
+import functools
 
 import numpy as np
 import torch
 
 from purerl.core import random
 from purerl.data.replay import ReplayBuffer, transition
-from purerl.envs.make import check_continuous, make
-from purerl.envs.snapshot import check_resumable, env_state, set_env_state
+from purerl.envs.make import make
 from purerl.train.config import Agent, RunError, check_settings, setting
-from purerl.train.evaluation import evaluate, policy_of, to_numpy, write_video
+from purerl.train.evaluation import evaluate, policy_of, to_numpy
 from purerl.train.logging import scalars
+from purerl.train.loop import (
+    EVAL_SEED_OFFSET,
+    check_environment,
+    conclude,
+    due,
+    is_resumable,
+    log_evaluations,
+    log_training,
+    random_return,
+    restore_snapshots,
+    take_snapshots,
+)
 from purerl.train.run import Run, RunSettings, create_agents
 from purerl.train.seeds import over_seeds, stack, unstack
-from purerl.train.summary import conclude, random_return
 
-EVAL_SEED_OFFSET = 42
 _METHODS = ('update', 'sample_actions', 'eval_actions')
 
 
@@ -53,7 +64,7 @@ class Settings(RunSettings):
         None, 'Room for so many transitions; max_steps by default.', minimum=1
     )
     save_video: bool = setting(
-        False, "Write a video of one more episode at each evaluation to 'videos/'.", free=True
+        False, "Write a video of one more episode at each evaluation to 'videos/'."
     )
     utd_ratio: int = setting(1, 'Critic updates per step.', minimum=1)
 
@@ -113,8 +124,7 @@ class World:
     def state(self) -> dict:
         """Return everything that `set_state` needs to go on bit for bit."""
         return {
-            'env': env_state(self.env),
-            'eval_env': env_state(self.eval_env),
+            'envs': take_snapshots(self._envs()),
             'buffer': self.buffer.state_dict(),
             'stream': self.stream.bit_generator.state,
             'observation': self.observation,
@@ -122,12 +132,14 @@ class World:
         }
 
     def set_state(self, state: dict) -> None:
-        set_env_state(self.env, state['env'])
-        set_env_state(self.eval_env, state['eval_env'])
+        restore_snapshots(self._envs(), state['envs'])
         self.buffer.load_state_dict(_with_room(state['buffer'], self.buffer.capacity))
         self.stream.bit_generator.state = state['stream']
         self.observation = state['observation']
         self.evaluated = tuple(state['evaluated'])
+
+    def _envs(self):
+        return {'env': self.env, 'eval_env': self.eval_env}
 
     def close(self) -> None:
         self.env.close()
@@ -164,8 +176,8 @@ def train(agent: Agent, settings: Settings) -> dict:
     try:
         env = worlds[0].env
         example = {
-            'observations': torch.zeros((1, *env.observation_space.shape)),
-            'actions': torch.zeros((1, *env.action_space.shape)),
+            'observations': _zeros(env.observation_space),
+            'actions': _zeros(env.action_space),
         }
         agents = create_agents(agent, settings.seeds, example)
         updates = (settings.max_steps - settings.start_training) * settings.utd_ratio
@@ -177,19 +189,25 @@ def train(agent: Agent, settings: Settings) -> dict:
             world.close()
 
 
+def _zeros(space):
+    return torch.from_numpy(np.zeros((1, *space.shape), dtype=space.dtype))
+
+
 def make_worlds(settings: Settings) -> list[World]:
     """Make and check the environments of all seeds.
 
     Raises:
-        RunError: if there is no such environment, or no agent of this loop can act in it.
+        RunError: if there is no such environment, no agent of this loop can act in it, or it cannot
+            be filmed.
     """
     try:
-        worlds = [World(settings, seed) for seed in settings.seeds]
-        check_continuous(worlds[0].env)
-        check_resumable(worlds[0].env)
+        render_mode = 'rgb_array' if settings.save_video else None
+        with contextlib.closing(make(settings.env_name, render_mode=render_mode)) as env:
+            check_environment(env, settings.save_video)
+            is_resumable(env)
+        return [World(settings, seed) for seed in settings.seeds]
     except (ValueError, TypeError, ImportError) as error:
         raise RunError(str(error)) from error
-    return worlds
 
 
 def _check_agent(agent):
@@ -232,48 +250,31 @@ def _loop(run, settings, worlds, agents):
 
         if step >= settings.start_training:
             agent, info = update(agent, stack([world.batch() for world in worlds]))
-            if _due(step, settings.log_interval):
-                _log(logger, step, info, num)
+            if due(step, settings.log_interval):
+                rows = [scalars(seed_info, 'training/') for seed_info in unstack(info, num)]
+                log_training(logger, 'train', step, rows)
 
-        if _due(step, settings.eval_interval):
-            _evaluate(run, step, worlds, unstack(agent, num))
+        if due(step, settings.eval_interval):
+            log_evaluations(run, 'eval', step, _evaluations(worlds, agent, step))
         logger.advance()
-        if _due(step, settings.save_interval) or step == settings.max_steps or run.stop_requested:
+        if due(step, settings.save_interval) or step == settings.max_steps or run.stop_requested:
             run.save(step, agent, [world.state() for world in worlds])
         if run.stop_requested:
             run.stop(step)
-    return _finish(run, settings, step, worlds, unstack(agent, num))
+    return _finish(run, settings, step, worlds, agent)
 
 
-def _due(step, interval):
-    return interval > 0 and step % interval == 0
+def _evaluations(worlds, agent, step):
+    agents = unstack(agent, len(worlds))
+    return [functools.partial(w.evaluate, a, step) for w, a in zip(worlds, agents, strict=True)]
 
 
-def _log(logger, step, info, num):
-    rows = [scalars(seed_info, 'training/') for seed_info in unstack(info, num)]
-    logger.log('train', step, rows)
-    logger.tick(step)
-    losses = [name for name in rows[0] if name.endswith('loss')][:3]
-    logger.show(
-        **{name.removeprefix('training/'): np.mean([row[name] for row in rows]) for name in losses}
-    )
-
-
-def _evaluate(run, step, worlds, agents):
-    for i, (world, agent) in enumerate(zip(worlds, agents, strict=True)):
-        statistics, renders = world.evaluate(agent, step)
-        run.logger.log_seed(i, 'eval', step, scalars(statistics, 'evaluation/'))
-        if renders:
-            write_video(run.seed_folders[i] / 'videos' / f'eval_{step:010d}.mp4', renders)
-    run.logger.show(eval=np.mean([world.evaluated[1] for world in worlds]))
-
-
-def _finish(run, settings, step, worlds, agents):
+def _finish(run, settings, step, worlds, agent):
     if not settings.eval_interval:
         return conclude(run, step, None, None)
-    for world, agent in zip(worlds, agents, strict=True):
+    for world, evaluate_seed in zip(worlds, _evaluations(worlds, agent, step), strict=True):
         if world.evaluated[0] != step:
-            world.evaluate(agent, step)
+            evaluate_seed()
     baselines = [
         random_return(settings.env_name, settings.eval_episodes, seed) for seed in settings.seeds
     ]

@@ -153,6 +153,7 @@ class Run:
         if self.settings.resume:
             if has_run:
                 self._check_same()
+                self.start = latest_step(self.folder / 'checkpoints') or 0
         elif any(self.folder.iterdir()):
             if not self.settings.overwrite:
                 raise RunError(
@@ -204,6 +205,8 @@ class Run:
         Raises:
             RunError: if the folder cannot be written, or the checkpoint lies beyond the last step.
         """
+        if self.start > total:
+            raise RunError(f'{self.folder} is at step {self.start} already, beyond {total}')
         resuming = self.resuming
         try:
             if self.settings.overwrite:
@@ -216,12 +219,9 @@ class Run:
             versions = self._check_versions()
             mode = versions['jit']
             torch.set_num_threads(versions['threads'])
-            self.start = latest_step(self.folder / 'checkpoints') or 0
         else:
             mode = self._choose_mode(planned_updates)
             self._write_description(mode, example_batch)
-        if self.start > total:
-            raise RunError(f'{self.folder} is at step {self.start} already, beyond {total}')
         self._mode, self._total = mode, total
 
     @property

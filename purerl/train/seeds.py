@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from purerl.core import trees
-from purerl.core.jit import jit
+from purerl.core.jit import jit, vmap
 
 
 def stack(items: Sequence):
@@ -37,25 +37,7 @@ def over_seeds(fn: Callable, num: int) -> Callable:
     if num == 1:
         return fn
 
-    @jit
-    def program(arguments):
-        return _vmap(fn, arguments)
-
-    return lambda *arguments: program(arguments)
-
-
-def _vmap(fn, arguments):
-    # Over flat leaves, because torch's own vmap takes the None in a tree for a leaf.
-    leaves, treedef = trees.flatten(arguments)
-    structure = None
-
-    def flat(*leaves):
-        nonlocal structure
-        outputs, structure = trees.flatten(fn(*trees.unflatten(treedef, leaves)))
-        return tuple(outputs)
-
-    outputs = torch.func.vmap(flat)(*leaves)
-    return trees.unflatten(structure, outputs)
+    return jit(vmap(fn))
 
 
 def _stack_leaves(*leaves):

@@ -63,13 +63,16 @@ def assert_equal(ours, theirs):
     np.testing.assert_array_equal(ours.numpy(), theirs)
 
 
-# --- Keys ---------------------------------------------------------------------------------------
+# --- Keys -----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     'seed',
-    [0, 1, 42, 2**31 - 1, 2**31, 2**32 - 1, 2**32, 2**40, 2**40 + 7, 2**63 - 1, -1, -(2**31)]
-    + [-(2**63), np.int32(5), np.int64(2**40 + 3), np.uint32(MASK), np.uint8(3), np.int64(-3)],
+    [
+        *(0, 1, 42, 2**31 - 1, 2**31, 2**32 - 1, 2**32, 2**40, 2**40 + 7, 2**63 - 1),
+        *(-1, -(2**31), -(2**63)),
+        *(np.int32(5), np.int64(2**40 + 3), np.uint32(MASK), np.uint8(3), np.int64(-3)),
+    ],
 )
 def test_key(seed):
     assert_equal(random.key(seed), jax.random.PRNGKey(seed))
@@ -124,7 +127,8 @@ def test_a_long_chain_of_keys():
 
 
 @pytest.mark.parametrize(
-    'value', [0, None, np.zeros(2, np.uint32), torch.zeros(2), torch.tensor(0), torch.zeros(3).long()]
+    'value',
+    [0, None, np.zeros(2, np.uint32), torch.zeros(2), torch.tensor(0), torch.zeros(3).long()],
 )
 @pytest.mark.parametrize('use', [random.split, random.normal, lambda k: random.fold_in(k, 1)])
 def test_what_is_no_key(value, use):
@@ -208,7 +212,9 @@ def test_randint(low, high):
                 expected = jax.random.randint(jax_key, shape, low, high, jnp.int32)
             ours = random.randint(key, shape, low, high)
             assert_equal(ours, expected)
-            assert_equal(random.randint(key, shape, torch.tensor(low), torch.tensor(high)), expected)
+            assert_equal(
+                random.randint(key, shape, torch.tensor(low), torch.tensor(high)), expected
+            )
             indices = random.randint(key, shape, low, high, dtype=torch.int64)
             assert indices.dtype == torch.int64
             assert torch.equal(indices, ours.long())
@@ -485,7 +491,7 @@ def test_operators_keep_to_the_rules(name, batched):
     torch.library.opcheck(operator, arguments, test_utils=('test_schema', 'test_faketensor'))
 
 
-# --- Generators -------------------------------------------------------------------------------------
+# --- Generators -----------------------------------------------------------------------------------
 
 
 def test_generators_are_functions_of_their_keys():

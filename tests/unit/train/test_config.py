@@ -1,4 +1,5 @@
 import dataclasses
+import re
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from purerl.train.config import (
     RunError,
     check_settings,
     is_wide,
+    launch,
     load_agent,
     load_agent_class,
     parse,
@@ -211,3 +213,24 @@ def test_loops_do_not_know_agents_by_name():
         lines = Path(file).read_text().splitlines()
         code = [line for line in lines if 'purerl/agents/' not in line]
         assert not [line for line in code for name in names if f"'{name}'" in line]
+
+
+def test_a_mistake_ends_the_program_with_one_line(monkeypatch):
+    monkeypatch.setattr('sys.argv', ['online', '--agent.taau=1'])
+
+    def main(argv):
+        parse(argv, online.Settings, SAC)
+
+    with pytest.raises(SystemExit) as end:
+        launch(main)
+    assert re.fullmatch(
+        r"error: the config of .* has no field 'taau'; did you mean 'tau'.*", end.value.code
+    )
+
+
+def test_a_bug_keeps_its_traceback():
+    def main(argv):
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        launch(main)

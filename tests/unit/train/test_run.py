@@ -1,6 +1,10 @@
+import importlib.machinery
 import importlib.metadata
+import importlib.util
 import json
 import signal
+import sys
+import types
 
 import numpy as np
 import pytest
@@ -233,6 +237,48 @@ def test_the_clock_goes_on_after_a_resume(tmp_path):
     rows = [line.split(',') for line in (tmp_path / 'timing.csv').read_text().splitlines()[1:]]
     assert [row[0] for row in rows] == ['10', '15']
     assert float(rows[1][2]) > first
+
+
+class WandbStub(types.ModuleType):
+    """Records what a run sends."""
+
+    def __init__(self):
+        super().__init__('wandb')
+        self.__spec__ = importlib.machinery.ModuleSpec('wandb', None)
+        self.inits, self.rows, self.finished = [], [], 0
+
+    def init(self, **options):
+        self.inits.append(options)
+        return self
+
+    def log(self, metrics, step):
+        self.rows.append((step, metrics))
+
+    def finish(self):
+        self.finished += 1
+
+
+def test_wandb_gets_all_seeds_and_goes_on_in_the_same_run(tmp_path, monkeypatch):
+    stub = WandbStub()
+    monkeypatch.setitem(sys.modules, 'wandb', stub)
+    for resume in (False, True):
+        with begun(tmp_path, wandb=True, wandb_mode='offline', num_seeds=2, resume=resume) as run:
+            run.logger.log('train', 3, [{'a': 1}, {'a': 2}])
+    assert stub.rows[:2] == [(3, {'seed_000/a': 1}), (3, {'seed_001/a': 2})]
+    assert stub.inits[0]['mode'] == 'offline'
+    assert stub.inits[0]['config']['agent']['tau'] == 0.005
+    assert stub.inits[0]['id'] == stub.inits[1]['id']
+    assert stub.finished == 2
+
+
+def test_wandb_that_is_not_installed(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, 'wandb', None)
+    monkeypatch.setattr(importlib.util, 'find_spec', lambda name: None)
+    with (
+        pytest.raises(RunError, match=r'pip install .purerl\[logging\]'),
+        begun(tmp_path, wandb=True),
+    ):
+        pass
 
 
 def test_scalars_keep_their_precision():

@@ -1,0 +1,158 @@
+"""What the training loops share: checks of environments, records, and the end of a run."""
+
+import sys
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+
+from purerl.core import random
+from purerl.envs.make import check_continuous, make
+from purerl.envs.snapshot import check_resumable, env_state, set_env_state
+from purerl.train.config import RunError
+from purerl.train.evaluation import evaluate, write_video
+from purerl.train.logging import RunLogger, scalars
+from purerl.train.run import Run, write_json
+
+EVAL_SEED_OFFSET = 42  # jaxrl5's
+RANDOM_SEED_OFFSET = 84  # the baseline's environment is neither the training nor the evaluation one
+_SHOWN_LOSSES = 3
+
+
+def due(step: int, interval: int) -> bool:
+    """Return whether something that happens every `interval` steps (0: never) happens now."""
+    return interval > 0 and step % interval == 0
+
+
+# --- Environments ----------------------------------------------------------------------------
+
+
+def check_environment(env, videos: bool) -> None:
+    """Refuse an environment that an agent cannot act in, or that is to be filmed and cannot.
+
+    Args:
+        env: a `gymnasium.Env`; it is reset.
+        videos: whether it is to render.
+
+    Raises:
+        RunError: if so.
+    """
+    try:
+        check_continuous(env)
+    except ValueError as error:
+        raise RunError(str(error)) from error
+    if not videos:
+        return
+    try:
+        env.reset()
+        frame = env.render()
+    except Exception as error:  # each rendering backend has errors of its own
+        raise RunError(f'videos are not possible here: rendering fails with {error}') from error
+    if env.render_mode != 'rgb_array' or not isinstance(frame, np.ndarray):
+        raise RunError('videos are not possible: this environment does not render arrays')
+
+
+def is_resumable(env) -> bool:
+    """Return whether snapshots of an environment are possible; if not, say why on stderr."""
+    try:
+        check_resumable(env)
+    except ValueError as error:
+        print(f'warning: {error}', file=sys.stderr)
+        return False
+    return True
+
+
+def take_snapshots(envs: Mapping) -> dict | None:
+    """Return the states of environments by name, None where there can be none."""
+    try:
+        return {name: env_state(env) for name, env in envs.items()}
+    except ValueError:
+        return None
+
+
+def restore_snapshots(envs: Mapping, states: Mapping | None) -> None:
+    """Put environments into the states that `take_snapshots` returned.
+
+    Raises:
+        RunError: if it returned None.
+    """
+    if states is None:
+        raise RunError(
+            'this run cannot be resumed: no snapshots of its environment are possible (see the '
+            'warning at its start)'
+        )
+    for name, env in envs.items():
+        set_env_state(env, states[name])
+
+
+def random_return(env_name: str, num_episodes: int, seed: int, **env_options) -> float:
+    """Return the mean return of uniformly random actions.
+
+    Args:
+        env_name: the environment.
+        num_episodes: how many episodes.
+        seed: the run's seed, from which the environment's and the actions' are derived.
+        **env_options: passed to `purerl.envs.make.make`.
+    """
+    env = make(env_name, seed=seed + RANDOM_SEED_OFFSET, **env_options)
+    try:
+        statistics, _, _ = evaluate(
+            lambda observation, key: env.action_space.sample(), env, num_episodes, random.key(seed)
+        )
+    finally:
+        env.close()
+    return statistics['episode.return']
+
+
+# --- Records ---------------------------------------------------------------------------------
+
+
+def log_training(logger: RunLogger, name: str, step: int, rows: Sequence[Mapping]) -> None:
+    """Record a row of losses per seed, and show the first losses' means beside the bar."""
+    logger.log(name, step, rows)
+    logger.tick(step)
+    losses = [key for key in rows[0] if key.startswith('training/') and key.endswith('loss')]
+    logger.show(
+        **{
+            key.removeprefix('training/'): np.mean([row[key] for row in rows])
+            for key in losses[:_SHOWN_LOSSES]
+        }
+    )
+
+
+def log_evaluations(run: Run, name: str, step: int, evaluations: Sequence[Callable]) -> None:
+    """Run one evaluation per seed, each returning statistics and renders, and record it."""
+    returns = []
+    for i, evaluate_seed in enumerate(evaluations):
+        statistics, renders = evaluate_seed()
+        run.logger.log_seed(i, name, step, scalars(statistics, 'evaluation/'))
+        returns.append(statistics['episode.return'])
+        if renders:
+            write_video(run.seed_folders[i] / 'videos' / f'eval_{step:010d}.mp4', renders)
+    run.logger.show(eval=np.mean(returns))
+
+
+def conclude(run: Run, step: int, returns: list | None, random_returns: list | None) -> dict:
+    """Draw the curves, write `summary.json` and print where everything is.
+
+    Args:
+        run: the run.
+        step: its last step.
+        returns: the final evaluation's return per seed; None where there was no evaluation.
+        random_returns: a random policy's.
+
+    Returns:
+        What was written.
+    """
+    summary = {'step': step, 'return': returns, 'random_return': random_returns}
+    write_json(run.folder / 'summary.json', summary)
+    curves = run.plot()
+    run.logger.close()
+    if returns is not None:
+        print(
+            f'final evaluation return: {np.mean(returns):.2f}  '
+            f'(a random policy: {np.mean(random_returns):.2f})'
+        )
+    if curves is not None:
+        print(f'curves: {curves}')
+    print(f'checkpoint: {run.folder / "checkpoints" / f"checkpoint_{step:010d}.json"}')
+    return summary

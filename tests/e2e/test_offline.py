@@ -1,0 +1,385 @@
+"""The offline launcher, from the command line's flags to the files that it leaves."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from experiments import evaluate as evaluate_launcher
+from experiments import offline as launcher
+from purerl.agents.infom.rebrac import ReBRACAgent, get_config
+from purerl.core import jit, random, trees
+from purerl.core.checkpoint import load_checkpoint
+from purerl.core.flax_io import save_flax
+from purerl.data.check import DatasetError
+from purerl.train import offline, phases
+from purerl.train.collect import collect
+from purerl.train.config import ROOT, RunError, load_agent
+from purerl.train.plotting import read_csv
+from purerl.train.seeds import stack
+
+SMALL = {'actor_hidden_dims': (8,), 'value_hidden_dims': (8,), 'batch_size': 8, 'actor_freq': 2}
+FLAGS = {
+    'env_name': 'Pendulum-v1',
+    'seed': 5,
+    'run_name': 'run',
+    'jit': 'trace',
+    'tqdm': False,
+    'pretraining_steps': 12,
+    'finetuning_steps': 12,
+    'pretraining_size': 200,
+    'log_interval': 5,
+    'eval_interval': 10,
+    'eval_episodes': 1,
+    'save_interval': 0,
+    'agent.actor_hidden_dims': '8',
+    'agent.value_hidden_dims': '8',
+    'agent.batch_size': 8,
+    'agent.actor_freq': 2,
+}
+
+
+@pytest.fixture(scope='module')
+def dataset(tmp_path_factory):
+    path = tmp_path_factory.mktemp('data') / 'pendulum.hdf5'
+    collect('Pendulum-v1', path, policy='random', num_transitions=300)
+    return path
+
+
+@pytest.fixture
+def validated(monkeypatch):
+    """Give every dataset a validation part, as OGBench's have one."""
+    load = phases.load_dataset
+
+    def load_with_validation(name, **options):
+        train, _ = load(name, **options)
+        return train, trees.map(lambda array: array[::-1].copy(), train)
+
+    monkeypatch.setattr(phases, 'load_dataset', load_with_validation)
+
+
+def run(folder, dataset, **changes):
+    flags = {**FLAGS, 'save_dir': str(folder), 'pretraining_dataset': dataset, **changes}
+    return launcher.main(['offline', *(f'--{name}={value}' for name, value in flags.items())])
+
+
+def saved_agent(folder, like):
+    return load_checkpoint(folder / 'run/checkpoints', like=like)[0]
+
+
+def new_agent(seed=5):
+    config = get_config()
+    config.update(SMALL)
+    return ReBRACAgent.create(seed, torch.zeros(1, 3), torch.zeros(1, 1), config)
+
+
+def test_what_a_run_leaves(tmp_path, dataset, validated):
+    run(tmp_path, dataset)
+    folder = tmp_path / 'run'
+    pretraining = read_csv(folder / 'pretraining_train.csv')
+    finetuning = read_csv(folder / 'finetuning_train.csv')
+    assert list(pretraining['step']) == [5, 10]
+    assert list(finetuning['step']) == [15, 20]
+    assert {'training/bc/bc_loss', 'validation/bc/bc_loss'} <= pretraining.keys()
+    # The update at step 15 is partial, so the actor's columns begin empty.
+    assert np.isnan(finetuning['training/actor/actor_loss']).tolist() == [True, False]
+    assert list(read_csv(folder / 'finetuning_eval.csv')['step']) == [13, 20]
+    assert (folder / 'curves.png').exists()
+    summary = json.loads((folder / 'summary.json').read_text())
+    assert summary['step'] == 24
+    assert np.isfinite([summary['return'], summary['random_return']]).all()
+
+
+def test_draws_are_in_the_originals_order(tmp_path, dataset, validated):
+    """The same run, written out in the plainest way, from one numpy stream."""
+    run(tmp_path, dataset)
+    settings = offline.Settings(
+        env_name='Pendulum-v1', pretraining_dataset=str(dataset), pretraining_size=200
+    )
+    loaded = phases.load_phases(load_agent('purerl/agents/infom/rebrac.py', SMALL), settings)
+    stream, rows = np.random.RandomState(5), []
+    loaded['pretraining'].train.sample(1, stream)
+    with jit.use_mode('trace'):
+        agent = new_agent()
+        for i in range(1, 25):
+            data = loaded['pretraining' if i <= 12 else 'finetuning']
+            batch = data.train.sample(8, stream)
+            if i <= 12:
+                agent, _ = agent.pretrain(batch)
+            else:
+                agent, _ = agent.finetune(batch, full_update=i % 2 == 0)
+            if i % 5 == 0:
+                val_batch = data.val.sample(8, stream)
+                loss = agent.pretraining_loss if i <= 12 else agent.finetuning_loss
+                rows.append({key: float(value) for key, value in loss(val_batch)[1].items()})
+            if i in (13, 20):
+                stream.randint(0, 2**32)
+    for (path, ours), (_, theirs) in zip(
+        trees.leaves_with_path(agent),
+        trees.leaves_with_path(saved_agent(tmp_path, agent)),
+        strict=True,
+    ):
+        torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-7, msg='/'.join(path))
+    logged = read_csv(tmp_path / 'run/finetuning_train.csv')
+    for row, i in ((rows[2], 0), (rows[3], 1)):
+        for key, value in row.items():
+            assert logged[f'validation/{key}'][i] == pytest.approx(value, rel=1e-5, abs=1e-6)
+
+
+def test_phases_are_normalised_separately(dataset):
+    settings = offline.Settings(
+        env_name='Pendulum-v1', pretraining_dataset=str(dataset), pretraining_size=100
+    )
+    loaded = phases.load_phases(load_agent('purerl/agents/infom/rebrac.py'), settings)
+    assert loaded['pretraining'].train.size == 100
+    assert loaded['finetuning'].train.size > 200
+    for data in loaded.values():
+        np.testing.assert_allclose(data.train['observations'].mean(0), 0, atol=1e-5)
+    means = [data.train.obs_mean for data in loaded.values()]
+    assert not np.array_equal(*means)
+
+
+def test_equal_phases_share_their_data(dataset):
+    settings = offline.Settings(
+        pretraining_dataset=str(dataset), pretraining_size=100, finetuning_size=100
+    )
+    loaded = phases.load_phases(load_agent('purerl/agents/infom/rebrac.py'), settings)
+    assert loaded['pretraining'] is loaded['finetuning']
+
+
+@pytest.mark.parametrize(
+    ('flags', 'expected'),
+    [
+        ({}, ('cube-single-play-singletask-v0', 'cube-single-play-ft-singletask-v0')),
+        ({'pretraining_dataset': 'a.npz'}, ('a.npz', 'a.npz')),
+        ({'finetuning_dataset': 'b.npz'}, ('b.npz', 'b.npz')),
+        ({'pretraining_dataset': 'a.npz', 'finetuning_dataset': 'b'}, ('a.npz', 'b')),
+        ({'env_name': 'D4RL/door/human-v2'}, ('D4RL/door/human-v2', 'D4RL/door/human-v2')),
+    ],
+)
+def test_where_datasets_come_from(flags, expected):
+    names = phases.dataset_names(offline.Settings(**flags))
+    assert (names['pretraining'], names['finetuning']) == expected
+
+
+def test_seeds_in_one_program_are_those_of_single_runs(tmp_path, dataset, validated):
+    run(tmp_path, dataset)
+    run(tmp_path, dataset, run_name='both', seed=4, num_seeds=2)
+    for name in ('pretraining_train.csv', 'finetuning_train.csv'):
+        ours = read_csv(tmp_path / 'both/seed_001' / name)
+        single = read_csv(tmp_path / 'run' / name)
+        for column in single:
+            np.testing.assert_allclose(ours[column], single[column], rtol=2e-5, atol=2e-5)
+
+
+def test_restoring_another_runs_agent(tmp_path, dataset):
+    run(tmp_path, dataset, pretraining_steps=1, finetuning_steps=0)
+    agent = saved_agent(tmp_path, new_agent())
+    restored = offline.restore_agent(new_agent(0), str(tmp_path / 'run'), None)
+    assert trees.leaves(trees.map(torch.equal, agent, restored)) == [True] * len(
+        trees.leaves(agent)
+    )
+    save_flax(tmp_path / 'params_7.pkl', agent)
+    restored = offline.restore_agent(new_agent(0), str(tmp_path), 7)
+    assert all(trees.leaves(trees.map(torch.equal, agent, restored)))
+    run(tmp_path, dataset, run_name='next', restore_path=tmp_path / 'run', finetuning_steps=0)
+    with pytest.raises(RunError, match='matches 0 folders'):
+        offline.restore_agent(agent, str(tmp_path / 'nothing'), None)
+
+
+def test_evaluating_a_run_needs_no_dataset(tmp_path, dataset):
+    run(tmp_path, dataset)
+    moved = dataset.rename(dataset.with_name('away.hdf5'))
+    try:
+        result = evaluate_launcher.main(['evaluate', f'--run={tmp_path / "run"}', '--episodes=1'])
+    finally:
+        moved.rename(dataset)
+    assert np.isfinite(result['statistics'][0]['episode.return'])
+
+
+# --- Mistakes --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ('changes', 'error', 'message'),
+    [
+        ({'pretraining_dataset': 'nothing.hdf5'}, DatasetError, 'nothing.hdf5: no such file'),
+        ({'pretraining_dataset': 'a.txt'}, DatasetError, 'unknown dataset format'),
+        ({'env_name': 'MountainCarContinuous-v0'}, RunError, r'observations of shape \(3,\)'),
+        ({'env_name': 'Acrobot-v1'}, RunError, 'Discrete'),
+        ({'obs_norm_type': 'max'}, RunError, 'obs_norm_type'),
+        ({'agent.alpha_actr': 1}, RunError, "did you mean 'alpha_actor'"),
+    ],
+)
+def test_mistakes_stop_before_anything_is_written(tmp_path, dataset, changes, error, message):
+    with pytest.raises(error, match=message):
+        run(tmp_path, dataset, **changes)
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_online_agent_is_sent_to_the_other_loop(tmp_path):
+    with pytest.raises(RunError, match=r'no pretrain.*experiments\.online'):
+        launcher.main(['offline', f'--save_dir={tmp_path}', '--agent=purerl/agents/jaxrl5/sac.py'])
+
+
+# --- Needs -----------------------------------------------------------------------------------
+
+
+GOALS = """
+            'value_p_curgoal': 0.2, 'value_p_trajgoal': 0.5, 'value_p_randomgoal': 0.3,
+            'value_geom_sample': True, 'value_geom_start_offset': 1,
+            'actor_p_curgoal': 0.0, 'actor_p_trajgoal': 1.0, 'actor_p_randomgoal': 0.0,
+            'actor_geom_sample': True, 'actor_geom_start_offset': 1,
+            'gc_negative': True, 'relabel_reward': False, 'p_aug': None, 'frame_stack': None,
+"""
+
+
+def copy_of_rebrac(folder, *replacements):
+    text = (ROOT / 'purerl/agents/infom/rebrac.py').read_text()
+    for old, new in replacements:
+        assert old in text
+        text = text.replace(old, new)
+    file = folder / 'copy.py'
+    file.write_text(text)
+    return load_agent(str(file), SMALL)
+
+
+def settings_for(folder, dataset, **changes):
+    values = {'env_name': 'Pendulum-v1', 'seed': 5, 'save_dir': str(folder / 'runs')}
+    values |= {'pretraining_dataset': str(dataset), 'jit': 'off', 'tqdm': False}
+    values |= {'pretraining_steps': 2, 'finetuning_steps': 2, 'eval_episodes': 1}
+    return offline.Settings(**{**values, 'run_name': 'run', 'tensorboard': False, **changes})
+
+
+def test_goals_are_provided_for_agents_that_need_them(tmp_path, dataset, monkeypatch):
+    agent = copy_of_rebrac(
+        tmp_path,
+        ("frozenset({'next_actions'})", "frozenset({'next_actions', 'goals'})"),
+        ("'agent_name': 'rebrac',", f"'agent_name': 'goals', {GOALS}"),
+        (
+            '    def pretrain(self, batch):',
+            "    def pretrain(self, batch):\n        batch['value_goals']",
+        ),
+    )
+    offline.train(agent, settings_for(tmp_path, dataset))
+    load = phases.load_dataset
+
+    def without_episodes(name):
+        train, val = load(name)
+        return {**train, 'dones': np.zeros_like(train['dones'])}, val
+
+    monkeypatch.setattr(phases, 'load_dataset', without_episodes)
+    with pytest.raises(DatasetError, match='no episode ends'):
+        offline.train(agent, settings_for(tmp_path, dataset, run_name='other'))
+    assert not (tmp_path / 'runs/other').exists()
+
+
+def test_an_unknown_need_is_named(tmp_path, dataset):
+    agent = copy_of_rebrac(tmp_path, ("frozenset({'next_actions'})", "frozenset({'miracles'})"))
+    with pytest.raises(RunError, match=r'needs miracles; this loop provides .*goals'):
+        offline.train(agent, settings_for(tmp_path, dataset))
+
+
+def test_targets_are_reset_and_latents_inferred_between_the_phases(tmp_path, dataset):
+    agent = copy_of_rebrac(
+        tmp_path,
+        (
+            '    def target_update(',
+            '    def target_reset(self):\n'
+            '        return self.replace(rng=torch.full_like(self.rng, 7))\n\n'
+            '    def infer_latent(self, batch):\n'
+            "        assert len(batch['rewards']) == 20\n"
+            "        return torch.ones(2) * batch['rewards'].mean()\n\n"
+            '    def target_update(',
+        ),
+        (
+            '    def finetune(self, batch, full_update=True):',
+            '    def finetune(self, batch, full_update=True):\n'
+            "        assert batch['latents'].shape == (8, 2)",
+        ),
+        (
+            'def sample_actions(self, observations, seed, temperature=1.0)',
+            'def sample_actions(self, observations, seed, latents, temperature=1.0)',
+        ),
+        ("'agent_name': 'rebrac',", "'agent_name': 'latents', 'num_latent_inference_samples': 20,"),
+    )
+    offline.train(agent, settings_for(tmp_path, dataset, num_seeds=2, finetuning_steps=1))
+    # A key of (7, 7), once split, after the only step of finetuning.
+    examples = torch.zeros(1, 3), torch.zeros(1, 1)
+    tree = stack([agent.agent_class.create(5, *examples, agent.config) for _ in range(2)])
+    folder = tmp_path / 'runs/run/checkpoints'
+    saved, state, _ = load_checkpoint(folder, like=tree)
+    assert torch.equal(saved.rng[0], random.split(torch.full((2,), 7))[0])
+    latents = [world['latent'] for world in state['state']['worlds']]
+    assert latents[0].shape == (2,)
+    assert not np.array_equal(*latents)
+
+
+def imagining_copy(folder):
+    return copy_of_rebrac(
+        folder,
+        ("frozenset({'next_actions'})", "frozenset({'next_actions', 'model_rollouts'})"),
+        (
+            '    def target_update(',
+            '    def predict_rewards(self, observations, actions):\n'
+            '        return observations.sum(-1)\n\n'
+            '    def predict_next_observations(self, observations, actions):\n'
+            '        return observations + 1\n\n'
+            '    def target_update(',
+        ),
+        (
+            "        info = prefixed('critic', critic_info)",
+            "        info = prefixed('critic', critic_info)\n"
+            "        if 'model_rewards' in batch:\n"
+            "            info['model_gain'] = (\n"
+            "                batch['model_next_observations'] - batch['model_observations']\n"
+            '            ).mean()\n'
+            "            info['model_error'] = (\n"
+            "                batch['model_rewards'] - batch['model_observations'].sum(-1)\n"
+            '            ).abs().max()',
+        ),
+        (
+            "'agent_name': 'rebrac',",
+            "'agent_name': 'imagines', 'num_model_rollouts': 5, 'num_model_rollout_steps': 1,",
+        ),
+    )
+
+
+@pytest.mark.parametrize('num_seeds', [1, 2])
+def test_model_rollouts_come_with_batches_once_there_are_enough(tmp_path, dataset, num_seeds):
+    agent = imagining_copy(tmp_path)
+    settings = settings_for(
+        tmp_path, dataset, finetuning_steps=5, log_interval=1, num_seeds=num_seeds, eval_interval=0
+    )
+    offline.train(agent, settings)
+    folder = tmp_path / 'runs/run'
+    table = read_csv((folder if num_seeds == 1 else folder / 'seed_001') / 'finetuning_train.csv')
+    # Five transitions a step; a batch has eight, and more than eight must be there.
+    expected = [np.nan, np.nan, 1, 1, 1]
+    np.testing.assert_allclose(table['training/model_gain'], expected, atol=1e-6)
+    np.testing.assert_allclose(table['training/model_error'], np.subtract(expected, 1), atol=1e-6)
+
+
+def test_model_rollouts_survive_an_interruption(tmp_path, dataset, monkeypatch):
+    agent = imagining_copy(tmp_path)
+    settings = settings_for(
+        tmp_path, dataset, finetuning_steps=6, log_interval=1, save_interval=2, eval_interval=0
+    )
+    offline.train(agent, dataclasses.replace(settings, run_name='whole'))
+    batch, calls = offline.World.batch, []
+
+    def crash(self, *args):
+        calls.append(None)
+        if len(calls) == 14:
+            raise KeyboardInterrupt
+        return batch(self, *args)
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(offline.World, 'batch', crash)
+        offline.train(agent, settings)
+    offline.train(agent, dataclasses.replace(settings, resume=True))
+    runs = tmp_path / 'runs'
+    for name in ('finetuning_train.csv', 'checkpoints/checkpoint_0000000008.json'):
+        assert (runs / 'run' / name).read_bytes() == (runs / 'whole' / name).read_bytes()
