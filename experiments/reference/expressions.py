@@ -55,8 +55,8 @@ def _randint(key, shape, minval, maxval, dtype='int32'):
     return random.randint(key, _shape(shape), minval, maxval)
 
 
-def _bernoulli(key, p=0.5, shape=None):
-    return random.bernoulli(key, p, shape if shape is None else _shape(shape))
+def _bernoulli(key, p=0.5, shape=None, mode='low'):
+    return random.bernoulli(key, p, shape if shape is None else _shape(shape), mode)
 
 
 def _exponential(key, shape=(), dtype='float32'):
@@ -64,22 +64,20 @@ def _exponential(key, shape=(), dtype='float32'):
     return random.exponential(key, _shape(shape))
 
 
-def _check_mode(mode):
-    if mode not in (None, 'low'):
-        raise CaseError(f'mode={mode!r}: purerl draws Gumbel numbers in JAX\'s default mode "low"')
+def _mode(mode):
+    if mode not in (None, 'low', 'high'):
+        raise CaseError(f"mode={mode!r}: purerl draws Gumbel numbers in the modes 'low' and 'high'")
+    return mode or 'low'
 
 
 def _gumbel(key, shape=(), dtype='float32', mode=None):
     _require('gumbel', dtype, 'float32')
-    _check_mode(mode)
-    return random.gumbel(key, _shape(shape))
+    return random.gumbel(key, _shape(shape), _mode(mode))
 
 
 def _categorical(key, logits, axis=-1, shape=None, replace=True, mode=None):
-    _check_mode(mode)
-    if not replace:
-        raise CaseError('categorical(replace=False): purerl draws with replacement')
-    return random.categorical(key, logits, axis, shape)
+    shape = shape if shape is None else _shape(shape)
+    return random.categorical(key, logits, axis, shape, replace, _mode(mode))
 
 
 def _choice(key, a, shape=(), replace=True, p=None, axis=0):

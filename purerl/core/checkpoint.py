@@ -33,6 +33,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from purerl.core import trees
+from purerl.core.files import atomic_path
 
 _FORMAT = 'purerl-checkpoint-1'
 _CHECKSUM = 'purerl_sha256'
@@ -242,44 +243,12 @@ def _is_named(tensors_path: Path, json_path: Path) -> bool:
 
 @contextlib.contextmanager
 def replacing(path: str | os.PathLike) -> Iterator[Path]:
-    """Give the block a temporary file name, and rename that file to `path` when the block ends.
-
-    The file is on the disk before it gets its name, and the name before this returns. Where the
-    block fails, the temporary is removed and whatever `path` was stays as it was. A killed process
-    leaves a folder ``.<name>.tmp`` beside `path`, which the next call removes.
-
-    Raises:
-        CheckpointError: if the file cannot be written; the message names `path` and the reason.
-    """
-    path = Path(path)
-    # A folder of its own, because safetensors puts a temporary of its own beside the file.
-    scratch = path.parent / f'.{path.name}.tmp'
+    """As `files.atomic_path`, with a `CheckpointError` where the file cannot be written."""
     try:
-        if scratch.exists():
-            shutil.rmtree(scratch)
-        scratch.mkdir()
-        try:
-            temporary = scratch / path.name
+        with atomic_path(path) as temporary:
             yield temporary
-            # safetensors makes files private to their owner; a new folder has the usual rights.
-            temporary.chmod(scratch.stat().st_mode & 0o666)
-            _sync(temporary)
-            os.replace(temporary, path)
-            _sync(path.parent)
-        finally:
-            shutil.rmtree(scratch, ignore_errors=True)
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f'{path}: could not be written ({error})') from error
-
-
-def _sync(path: Path) -> None:
-    if path.is_dir() and os.name == 'nt':
-        return  # Windows cannot open folders
-    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 # --- safetensors -----------------------------------------------------------------------------

@@ -140,7 +140,8 @@ class CompiledFunction:
         functools.update_wrapper(self, fn)
         self.fn = fn
         self.mode = None if mode is None else _check_mode(mode)
-        parameters = inspect.signature(fn).parameters
+        self._signature = inspect.signature(fn)
+        parameters = self._signature.parameters
         self._names = tuple(parameters)
         self._static = tuple(static_argnames)
         self._defaults = {
@@ -188,6 +189,8 @@ class CompiledFunction:
             return args, kwargs, ()
         # From the first static one on, positional arguments go by name.
         names = self._names[: len(args)]
+        if len(args) > len(names) or not kwargs.keys().isdisjoint(names):
+            self._signature.bind(*args, **kwargs)  # raises the usual TypeError
         first = next((i for i, name in enumerate(names) if name in self._static), len(args))
         kwargs = {**kwargs, **dict(zip(names[first:], args[first:], strict=True))}
         statics = tuple(

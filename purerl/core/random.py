@@ -462,7 +462,8 @@ def uniform(key: torch.Tensor, shape: Sequence[int] = (), minval=0.0, maxval=1.0
         if minval == 0.0 and maxval == 1.0:
             return floats
         minval, maxval = np.float32(minval), np.float32(maxval)
-        minval, span = float(minval), float(maxval - minval)
+        with np.errstate(over='ignore'):  # a range beyond float32 is infinite, as in JAX
+            minval, span = float(minval), float(maxval - minval)
         return _scale(floats, span, minval).clamp(min=minval)
     minval = torch.as_tensor(minval, dtype=torch.float32, device=key.device)
     maxval = torch.as_tensor(maxval, dtype=torch.float32, device=key.device)
@@ -512,11 +513,38 @@ def truncated_normal(
     )
 
 
-def bernoulli(key: torch.Tensor, p=0.5, shape: Sequence[int] | None = None) -> torch.Tensor:
-    """Draw booleans that are True with probability `p` (a number or a tensor)."""
-    if isinstance(p, torch.Tensor):
-        return uniform(key, p.shape if shape is None else shape) < p
-    return uniform(key, () if shape is None else shape) < float(np.float32(p))
+def _check_mode(mode: str) -> None:
+    if mode not in ('low', 'high'):
+        raise ValueError(f"mode must be 'low' or 'high', got {mode!r}")
+
+
+def _two_uniforms(key: torch.Tensor, shape: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Draw the upper and lower digits of uniform numbers: their sum has twice the bits."""
+    high, low = uniform(key, (2, *shape)).unbind(key.dim() - 1)
+    return high, low * 2.0**-23
+
+
+def bernoulli(
+    key: torch.Tensor, p=0.5, shape: Sequence[int] | None = None, mode: str = 'low'
+) -> torch.Tensor:
+    """Draw booleans that are True with probability `p` (a number or a tensor).
+
+    Args:
+        mode: 'low', or 'high' for probabilities below 1e-7 (twice the random bits).
+
+    Raises:
+        ValueError: for another mode.
+    """
+    _check_mode(mode)
+    if not isinstance(p, torch.Tensor):
+        p, batch_shape = float(np.float32(p)), ()
+    else:
+        batch_shape = p.shape
+    shape = batch_shape if shape is None else shape
+    if mode == 'high':
+        high, low = _two_uniforms(key, shape)
+        return low < p - high
+    return uniform(key, shape) < p
 
 
 # JAX clips randint's bounds to this range, but lets maxval stand one above its largest value.
@@ -634,28 +662,71 @@ def _unflatten_axis(x: torch.Tensor, axis: int, shape: tuple[int, ...]) -> torch
     return x.reshape((*x.shape[:axis], *shape, *x.shape[axis + 1 :]))
 
 
-def gumbel(key: torch.Tensor, shape: Sequence[int] = ()) -> torch.Tensor:
-    """Draw standard Gumbel numbers (JAX's default, "low" dynamic range)."""
+def gumbel(key: torch.Tensor, shape: Sequence[int] = (), mode: str = 'low') -> torch.Tensor:
+    """Draw standard Gumbel numbers.
+
+    Args:
+        mode: 'low', JAX's default, whose largest number is about 16; or 'high', about 32 (twice
+            the random bits).
+
+    Raises:
+        ValueError: for another mode.
+    """
+    _check_mode(mode)
     tiny = float(np.finfo(np.float32).tiny)
-    return -_log(-_log(uniform(key, shape, tiny, 1.0)))
+    if mode == 'low':
+        return -_log(-_log(uniform(key, shape, tiny, 1.0)))
+    high, low = _two_uniforms(key, shape)
+    # Near 1 the sum could be rounded up to 1.
+    x = torch.where(high >= 0.5, high, high + low + tiny)
+    return -_log(-_log1p(-x))
 
 
 def categorical(
-    key: torch.Tensor, logits: torch.Tensor, axis: int = -1, shape: Sequence[int] | None = None
+    key: torch.Tensor,
+    logits: torch.Tensor,
+    axis: int = -1,
+    shape: Sequence[int] | None = None,
+    replace: bool = True,
+    mode: str = 'low',
 ) -> torch.Tensor:
     """Draw indices with probability softmax(logits), by the Gumbel-max trick (int32).
 
     Args:
-        shape: of the result; its trailing axes are those of `logits` without `axis`.
+        logits: a distribution along `axis` for each of the other axes.
+        shape: of the result; its trailing axes are those of `logits` without `axis` (where they
+            have one entry, and it replaces, any number).
+        replace: False draws the leading axes of `shape` without replacement, by the Gumbel-top-k
+            trick (Kool et al., "Stochastic beams and where to find them", ICML 2019).
+        mode: see `gumbel`.
+
+    Raises:
+        ValueError: if `shape` does not fit the logits, if more is drawn without replacement than
+            there is, or for another mode.
     """
     axis %= logits.dim()
     batch_shape = (*logits.shape[:axis], *logits.shape[axis + 1 :])
     shape = batch_shape if shape is None else tuple(shape)
-    if shape[len(shape) - len(batch_shape) :] != batch_shape:
+    prefix, batch = shape[: len(shape) - len(batch_shape)], shape[len(shape) - len(batch_shape) :]
+    fits = len(batch) == len(batch_shape) and all(
+        wanted == given or (given == 1 and replace)
+        for wanted, given in zip(batch, batch_shape, strict=True)
+    )
+    if not fits:
         raise ValueError(f'categorical: shape {shape} does not end in {batch_shape}')
-    prefix = shape[: len(shape) - len(batch_shape)]
-    noise = gumbel(key, (*prefix, *logits.shape))
-    return torch.argmax(noise + logits, dim=axis + len(prefix)).to(torch.int32)
+    if replace:
+        noise_shape = (*prefix, *batch[:axis], logits.shape[axis], *batch[axis:])
+        noise = gumbel(key, noise_shape, mode)
+        return torch.argmax(noise + logits, dim=axis + len(prefix)).to(torch.int32)
+    num = math.prod(prefix)
+    if num > logits.shape[axis]:
+        raise ValueError(
+            f'categorical: cannot draw {num} of {logits.shape[axis]} indices without replacement'
+        )
+    scores = gumbel(key, logits.shape, mode) + logits
+    # Stable, so that of equal scores the first comes first, as in JAX.
+    order = torch.sort(scores, dim=axis, descending=True, stable=True).indices
+    return order.narrow(axis, 0, num).movedim(axis, 0).reshape(shape).to(torch.int32)
 
 
 def exponential(key: torch.Tensor, shape: Sequence[int] = ()) -> torch.Tensor:

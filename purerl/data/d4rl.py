@@ -14,9 +14,9 @@ from pathlib import Path
 
 import numpy as np
 
+from purerl.core.files import atomic_path
 from purerl.data import episodes
 from purerl.data.check import DatasetError, check_arrays
-from purerl.data.files import atomic_path
 
 REQUIRED = ('observations', 'actions', 'rewards', 'terminals')
 _JUMP = 1e-6  # distance between a next observation and the following one that ends an episode

@@ -18,8 +18,10 @@ from typing import NamedTuple
 
 import numpy as np
 
+from purerl.core.files import atomic_path
 from purerl.data.check import DatasetError, check_arrays
-from purerl.data.files import atomic_path
+from purerl.envs.make import make_base
+from purerl.envs.wrappers import seed_env
 
 REQUIRED = ('observations', 'actions', 'terminals')
 INFO = ('qpos', 'qvel', 'button_states')
@@ -192,11 +194,11 @@ def _environment(env_name: str | None, env):
         yield env
         return
     try:
-        import gymnasium
-        import ogbench  # noqa: F401  (registers the environments)
-    except ImportError as error:
-        raise ImportError("relabelling needs OGBench: pip install 'purerl[ogbench]'") from error
-    env = gymnasium.make(env_name)
+        env = make_base(env_name)
+    except ValueError as error:
+        raise DatasetError(f'no rewards without their environment: {error}') from error
+    # The task is fixed; the seed is for what else a reset draws, in mazes from a global stream.
+    seed_env(env, 0)
     try:
         yield env
     finally:

@@ -14,6 +14,8 @@ from purerl.envs import wrappers
 _OGBENCH_FAMILIES = frozenset(
     ('pointmaze', 'antmaze', 'humanoidmaze', 'antsoccer', 'cube', 'scene', 'puzzle', 'powderworld')
 )
+# They render arrays in any mode, and declare none.
+_OGBENCH_WITHOUT_MODES = frozenset(('cube', 'scene', 'puzzle'))
 _OGBENCH_DATASET_TYPES = ('play', 'noisy', 'navigate', 'stitch', 'explore')
 # OGBench's infos repeat the whole scene under these keys at each step.
 _OGBENCH_INFO_FILTERS = ('.*privileged.*', '.*proprio.*')
@@ -159,6 +161,8 @@ def _make_ogbench(env_name, kwargs):
         raise _unknown(env_name)
     if 'oraclerep' in env_name.split('-'):
         kwargs = {**kwargs, 'use_oracle_rep': True}
+    if env_name.removeprefix('visual-').split('-')[0] in _OGBENCH_WITHOUT_MODES:
+        kwargs = {key: value for key, value in kwargs.items() if key != 'render_mode'}
     random_state = np.random.RandomState(0)
     with wrappers.global_numpy_random(random_state):
         env = _make_registered(env_id, kwargs)

@@ -11,7 +11,7 @@ import numpy as np
 from gymnasium.spaces import Box
 
 from purerl.core import random
-from purerl.data.files import atomic_path
+from purerl.core.files import atomic_path
 from purerl.envs.wrappers import EpisodeMonitor, layers
 
 
@@ -54,6 +54,37 @@ def to_numpy(actions):
     return actions.detach().cpu().numpy() if hasattr(actions, 'detach') else np.asarray(actions)
 
 
+def clip_action(action, space):
+    """Returns an action clipped into its space's bounds; one of another space as it is."""
+    return np.clip(action, space.low, space.high) if isinstance(space, Box) else action
+
+
+def check_renders(env):
+    """Refuses an environment that no video can be made of; it is reset and rendered once.
+
+    What counts is what `render` returns: OGBench's manipulation environments render arrays though
+    their `render_mode` is None.
+
+    Args:
+        env: A `gymnasium.Env`.
+
+    Raises:
+        ValueError: If rendering fails, or gives no array; the message says what to do.
+    """
+    env.reset()
+    try:
+        frame = env.render()
+    except Exception as error:  # each rendering backend has errors of its own
+        hint = ''
+        if any(name in f'{type(error)} {error}' for name in ('mujoco', 'GL')):
+            hint = (
+                '. MuJoCo needs OpenGL to render: on a machine without a display set the '
+                'environment variable MUJOCO_GL=egl (or osmesa, where that library is installed)'
+            )
+        raise ValueError(f'videos are not possible here: rendering fails ({error}){hint}') from error
+    _check_frame(env, frame)
+
+
 def evaluate(
     policy,
     env,
@@ -89,14 +120,11 @@ def evaluate(
         - list of renders, one array (T', H, W, C) of uint8 per video episode.
 
     Raises:
-        ValueError: If there is no episode to run, or the environment renders no arrays.
+        ValueError: If there is no episode to run, or the environment renders no arrays
+            (`check_renders` tells so before the episodes).
     """
     if num_episodes < 1:
         raise ValueError(f'an evaluation needs at least one episode, not {num_episodes}')
-    if video_episodes and env.render_mode != 'rgb_array':
-        raise ValueError(
-            f"videos need an environment with render_mode='rgb_array', not {env.render_mode!r}"
-        )
     env = _monitored(env)
     trajectories, renders = [], []
     for episode in range(num_episodes + video_episodes):
@@ -154,8 +182,9 @@ def statistics(final_infos):
         final_infos: List of info dicts; those of an `EpisodeMonitor` hold `episode.return`.
 
     Returns:
-        A dict of floats: the mean over the episodes of every numeric entry under its name, levels
-        joined with '.', and standard deviation (ddof 0), minimum and maximum of the returns.
+        A dict of floats: the mean over the episodes of every entry that is a number under its name,
+        levels joined with '.', and standard deviation (ddof 0), minimum and maximum of the
+        returns. Arrays (positions, say) are left out; the original averages them too.
     """
     columns = {}
     for info in final_infos:
@@ -164,7 +193,7 @@ def statistics(final_infos):
     means = {
         name: float(np.mean(values))
         for name, values in columns.items()
-        if all(_is_numeric(value) for value in values)
+        if all(_is_number(value) for value in values)
     }
     returns = columns['episode.return']
     return means | {
@@ -251,7 +280,7 @@ def _run_episode(policy, env, key, seed, normalize, frame_skip):
     done = False
     while not done:
         key, call_key = random.split(key)
-        action = _clip(policy(observation, call_key), env.action_space)
+        action = clip_action(policy(observation, call_key), env.action_space)
         next_observation, reward, terminated, truncated, info = env.step(action)
         next_observation = _apply(normalize, next_observation)
         done = terminated or truncated
@@ -259,7 +288,7 @@ def _run_episode(policy, env, key, seed, normalize, frame_skip):
         for name, value in zip(columns, row, strict=True):
             trajectory[name].append(value)
         if frame_skip and (done or len(trajectory['dones']) % frame_skip == 0):
-            frames.append(np.array(env.render()))
+            frames.append(_render(env))
         observation = next_observation
     infos = trajectory.pop('infos')
     trajectory = {name: np.asarray(values) for name, values in trajectory.items()}
@@ -276,7 +305,7 @@ def _run_round(policy, envs, key, seeds, normalize):
         for i, env in enumerate(envs):
             if final_infos[i] is not None:
                 continue
-            action = _clip(actions[i], env.action_space)
+            action = clip_action(actions[i], env.action_space)
             observations[i], _, terminated, truncated, info = env.step(action)
             if terminated or truncated:
                 final_infos[i] = info
@@ -285,10 +314,6 @@ def _run_round(policy, envs, key, seeds, normalize):
 
 def _apply(normalize, observation):
     return observation if normalize is None else to_numpy(normalize(observation))
-
-
-def _clip(action, space):
-    return np.clip(action, space.low, space.high) if isinstance(space, Box) else action
 
 
 def _flatten(tree, prefix=''):
@@ -301,8 +326,22 @@ def _flatten(tree, prefix=''):
     return flat
 
 
-def _is_numeric(value):
-    return value is not None and np.asarray(value).dtype.kind in 'biuf'
+def _is_number(value):
+    return value is not None and np.ndim(value) == 0 and np.asarray(value).dtype.kind in 'biuf'
+
+
+def _render(env):
+    frame = env.render()
+    _check_frame(env, frame)
+    return frame.copy()
+
+
+def _check_frame(env, frame):
+    if not isinstance(frame, np.ndarray):
+        raise ValueError(
+            "videos need an environment that renders arrays, as render_mode='rgb_array' asks for; "
+            f'with render_mode={env.render_mode!r} this one renders {type(frame).__name__}'
+        )
 
 
 def _pad_episode(render, length):

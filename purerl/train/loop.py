@@ -9,7 +9,7 @@ from purerl.core import random
 from purerl.envs.make import check_continuous, make
 from purerl.envs.snapshot import check_resumable, env_state, set_env_state
 from purerl.train.config import RunError
-from purerl.train.evaluation import evaluate, write_video
+from purerl.train.evaluation import check_renders, evaluate, write_video
 from purerl.train.logging import RunLogger, scalars
 from purerl.train.run import Run, write_json
 
@@ -38,17 +38,10 @@ def check_environment(env, videos: bool) -> None:
     """
     try:
         check_continuous(env)
+        if videos:
+            check_renders(env)
     except ValueError as error:
         raise RunError(str(error)) from error
-    if not videos:
-        return
-    try:
-        env.reset()
-        frame = env.render()
-    except Exception as error:  # each rendering backend has errors of its own
-        raise RunError(f'videos are not possible here: rendering fails with {error}') from error
-    if env.render_mode != 'rgb_array' or not isinstance(frame, np.ndarray):
-        raise RunError('videos are not possible: this environment does not render arrays')
 
 
 def is_resumable(env) -> bool:

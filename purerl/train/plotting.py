@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from purerl.data.files import atomic_path
+from purerl.core.files import atomic_path
 
 # The results that `plot_run` draws, where a run has them, in this order; prefixes such as
 # 'evaluation/' come before them.

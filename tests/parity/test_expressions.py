@@ -55,7 +55,7 @@ def test_refuses_everything_else(text):
 
 @pytest.mark.parametrize(
     'text',
-    ['normal(key,(2,),float16)', "gumbel(key,(2,),mode='high')", 'bits(key,(2,),int32)'],
+    ['normal(key,(2,),float16)', "gumbel(key,(2,),mode='highest')", 'bits(key,(2,),int32)'],
 )
 def test_refuses_draws_that_purerl_does_not_offer(text):
     with pytest.raises(CaseError):

@@ -105,12 +105,19 @@ def test_one_program_for_each_static_value():
         learner, _ = learner.update(BATCH)
         learner, _ = learner.update(BATCH, full=False)
         learner, _ = learner.update(BATCH, False)
-        learner, _ = learner.update(batch=BATCH, full=True)
+        learner, _ = learner.update(BATCH, full=True)
     assert update.num_programs == before + 2
     Learner.create(1).update(BATCH)  # another seed is the same program
     assert update.num_programs == before + 2
     Learner.create(0, scale=0.5).update(BATCH)  # another static field is not
     assert update.num_programs == before + 3
+
+
+def test_named_arguments_are_another_structure_as_in_jax():
+    fn = jit(lambda x, y: x - y, mode='trace')
+    for call in (lambda: fn(2 * X, X), lambda: fn(2 * X, y=X), lambda: fn(y=X, x=2 * X)) * 2:
+        assert torch.equal(call(), X)
+    assert fn.num_programs == 3
 
 
 def test_new_shapes_are_new_programs():
@@ -183,6 +190,10 @@ def test_what_is_no_array_must_be_static():
 def test_wrong_arguments():
     fn = jit(lambda x: x, mode='trace')
     for call in (lambda: fn(X, X), lambda: fn(), lambda: fn(X, y=X)):
+        with pytest.raises(TypeError):
+            call()
+    static = jit(lambda x, flag=True: x, mode='trace', static_argnames=('flag',))
+    for call in (lambda: static(X, True, X), lambda: static(X, True, flag=False)):
         with pytest.raises(TypeError):
             call()
     with pytest.raises(ValueError, match=r"no arguments \['flag'\]"):

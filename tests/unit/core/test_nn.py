@@ -332,7 +332,7 @@ INITIALIZERS = {
 }
 
 
-@pytest.mark.parametrize('shape', [(7, 5), (512, 3), (3, 3, 2, 8)], ids=str)
+@pytest.mark.parametrize('shape', [(7, 5), (3, 3, 2, 8)], ids=str)
 @pytest.mark.parametrize('name', INITIALIZERS)
 def test_initializers(name, shape):
     ours, theirs = INITIALIZERS[name]

@@ -230,7 +230,7 @@ def test_permutation_of_a_range(num):
 
 
 @pytest.mark.parametrize('independent', [False, True])
-@pytest.mark.parametrize('axis', [0, 1, 2, -1, -2])
+@pytest.mark.parametrize('axis', [0, 1, -1])
 def test_permutation_of_an_array(axis, independent):
     ours = random.permutation(KEY, torch.from_numpy(IMAGE), axis, independent)
     assert_equal(ours, jax.random.permutation(JAX_KEY, IMAGE, axis, independent))
@@ -263,7 +263,7 @@ def test_choice_of_many_with_negative_probabilities():
         assert_equal(ours, jax.random.choice(JAX_KEY, 64, (2000,), p=p))
 
 
-@pytest.mark.parametrize('axis', [0, 1, 2, -1, -3])
+@pytest.mark.parametrize('axis', [0, 1, -1])
 @pytest.mark.parametrize('shape', [(), (2,), (1, 2)], ids=str)
 @pytest.mark.parametrize('replace', [True, False])
 @pytest.mark.parametrize('weighted', [False, True])
@@ -284,7 +284,7 @@ def test_choice_refuses():
 
 
 @pytest.mark.parametrize('prefix', [None, (), (2,), (2, 3)], ids=str)
-@pytest.mark.parametrize('axis', [0, 1, 2, -1, -3])
+@pytest.mark.parametrize('axis', [0, 1, -1])
 def test_categorical(axis, prefix):
     batch = tuple(int(n) for n in np.delete(LOGITS.shape, axis))
     shape = None if prefix is None else (*prefix, *batch)

@@ -241,3 +241,18 @@ def test_a_full_disk_leaves_nothing_behind(tmp_path):
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert os.listdir(tmp_path) == []
+
+
+def test_relabelling_leaves_numpys_global_stream_alone(tmp_path):
+    rows = states()
+    rows['qpos'] = rows['qpos'][:, :2]
+    loader.save(tmp_path / 'a.npz', rows)
+    before = np.random.get_state()[1].copy()
+    arrays = loader.load(tmp_path / 'a.npz', env_name='pointmaze-medium-singletask-v0')
+    np.testing.assert_array_equal(np.random.get_state()[1], before)
+    assert set(arrays['rewards']) <= {-1.0, 0.0}
+
+
+def test_relabelling_needs_an_environment_that_exists(path):
+    with pytest.raises(DatasetError, match='no rewards without .*cube-single-singletask-v0'):
+        loader.load(path, env_name='cube-sinqle-singletask-v0')

@@ -12,6 +12,7 @@ from purerl.core import random
 from purerl.envs.make import make
 from purerl.envs.wrappers import EpisodeMonitor
 from purerl.train.evaluation import (
+    check_renders,
     evaluate,
     evaluate_batched,
     policy_of,
@@ -44,7 +45,8 @@ class Lengthening(gymnasium.Env):
         self.step_count += 1
         done = self.step_count == self.episode + 1
         observation = np.full(1, self.step_count, dtype=np.float32)
-        return observation, float(action[0]), done, False, {'note': 'text', 'x': {'y': [1.0, 3.0]}}
+        info = {'note': 'text', 'x': {'y': np.int64(self.step_count), 'z': np.ones(2)}}
+        return observation, float(action[0]), done, False, info
 
     def render(self):
         return np.full((2, 3, 3), self.step_count, dtype=np.uint8)
@@ -131,12 +133,39 @@ def test_video_episodes_are_rendered_and_left_out_of_the_statistics():
 def test_impossible_evaluations_are_refused():
     with pytest.raises(ValueError, match='at least one episode'):
         evaluate(constant(0.0), Lengthening(), 0, random.key(0))
-    with pytest.raises(ValueError, match="render_mode='rgb_array', not None"):
+    with pytest.raises(ValueError, match='render_mode=None this one renders NoneType'):
         evaluate(constant(0.0), make('Pendulum-v1'), 1, random.key(0), video_episodes=1)
 
 
+class Modeless(Lengthening):
+    """Renders arrays without a mode, as OGBench's manipulation environments do."""
+
+    render_mode = None
+
+
+class Broken(Lengthening):
+    def render(self):
+        raise RuntimeError('an OpenGL platform library has not been loaded')
+
+
+class Mute(Lengthening):
+    def render(self):
+        return None
+
+
+def test_what_counts_is_what_render_returns():
+    check_renders(Modeless())
+    _, _, renders = evaluate(constant(1.0), Modeless(), 1, random.key(0), video_episodes=1)
+    assert renders[0].shape == (1, 2, 3, 3)
+    with pytest.raises(ValueError, match=r'an OpenGL platform .*MUJOCO_GL=egl'):
+        check_renders(Broken())
+    with pytest.raises(ValueError, match="render_mode='rgb_array' this one renders NoneType"):
+        check_renders(Mute())
+
+
 def test_statistics_leave_out_what_is_no_number():
-    assert statistics([{'episode': {'return': 2.0}, 'goal': None, 'name': 'a'}]) == {
+    info = {'episode': {'return': 2.0}, 'goal': None, 'name': 'a', 'qpos': np.ones(3), 'xs': [1.0]}
+    assert statistics([info]) == {
         'episode.return': 2.0,
         'episode.return_std': 0.0,
         'episode.return_min': 2.0,
