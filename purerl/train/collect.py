@@ -1,9 +1,13 @@
 """Collects datasets from real environments, in OGBench's and in D4RL's format.
 
+The policy is one of OGBench's oracles, a random one, or a trained agent.
+
 Source of the oracles' procedure: OGBench's `data_gen_scripts/generate_manispace.py`, as InFOM's
 `generate_ogbench_manispace.py` has it.
 """
 
+import contextlib
+import dataclasses
 import functools
 import importlib
 from pathlib import Path
@@ -11,9 +15,12 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from purerl.core import random
+from purerl.core import jit, random
 from purerl.envs.make import is_ogbench, make, make_base, ogbench_env_id
 from purerl.envs.wrappers import global_numpy_random, seed_env
+from purerl.train.config import RunError, setting
+from purerl.train.evaluation import clip_action
+from purerl.train.load_run import load_run
 
 # Transitions per episode in OGBench's manipulation datasets.
 _ORACLE_EPISODE_LENGTH = 1000
@@ -30,6 +37,100 @@ _STACK_PROBABILITIES = {
     'triple': (0.05, 0.35),
     'quadruple': (0.1, 0.5),
 }
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """What to collect, and where to."""
+
+    path: str | None = setting(
+        None,
+        "File to write: .npz for OGBench's format (which holds no rewards: they are computed from "
+        "the states when it is loaded), .hdf5 for D4RL's. The validation part gets -val before the "
+        'ending. InFOM looks for its pretraining data under the name <env>-<type>-v0.npz '
+        '(cube-single-play-v0.npz) and for its finetuning data, collected with another seed, under '
+        '<env>-<type>-ft-v0.npz (cube-single-play-ft-v0.npz).',
+    )
+    env_name: str | None = setting(
+        None,
+        'Environment, or the name of an OGBench dataset; by default cube-single-v0, or the '
+        "checkpoint's.",
+    )
+    policy: str = setting(
+        'oracle',
+        "oracle: OGBench's own scripts (cube, scene, puzzle); random: samples of the action space; "
+        'checkpoint: a trained agent.',
+        choices=('oracle', 'random', 'checkpoint'),
+    )
+    dataset_type: str = setting(
+        'play',
+        'Kind of oracle: play follows noisy plans, noisy acts in closed loop with noisy actions.',
+        choices=('play', 'noisy'),
+    )
+    checkpoint: str | None = setting(None, 'Folder of the run whose agent is to act.')
+    checkpoint_step: int | None = setting(
+        None, 'Step of its checkpoint; the latest by default.', minimum=0
+    )
+    checkpoint_seed: int | None = setting(
+        None, 'Which of its seeds is to act; the first by default.', minimum=0
+    )
+    deterministic: bool = setting(
+        True, 'Let the trained agent act as in evaluations, not with its exploration noise.'
+    )
+    num_episodes: int | None = setting(None, 'Number of episodes to train on.', minimum=1)
+    num_transitions: int | None = setting(
+        None, 'Number of transitions to train on, instead.', minimum=1
+    )
+    episode_length: int = setting(
+        _ORACLE_EPISODE_LENGTH, "Transitions per oracle's episode.", minimum=1
+    )
+    seed: int = setting(0, 'Random seed; it determines the whole dataset.', minimum=0)
+
+
+def collect_dataset(settings):
+    """Collects what the flags ask for, and prints the paths.
+
+    Args:
+        settings: The flags.
+
+    Returns:
+        The list of paths written.
+
+    Raises:
+        RunError: If they do not fit together, something that they name does not exist, or a file
+            cannot be written.
+        CheckpointError: If there is no such checkpoint.
+    """
+    if settings.path is None:
+        raise RunError('where to? --path=<file>.npz or <file>.hdf5')
+    if (settings.policy == 'checkpoint') != (settings.checkpoint is not None):
+        raise RunError('--policy=checkpoint and --checkpoint=<run folder> go together')
+    shared = {name: getattr(settings, name) for name in ('num_episodes', 'num_transitions', 'seed')}
+    try:
+        if settings.policy == 'checkpoint':
+            paths = collect_from_run(
+                settings.checkpoint,
+                settings.path,
+                env_name=settings.env_name,
+                step=settings.checkpoint_step,
+                trained_seed=settings.checkpoint_seed,
+                deterministic=settings.deterministic,
+                **shared,
+            )
+        else:
+            paths = collect(
+                settings.env_name or 'cube-single-v0',
+                settings.path,
+                policy=settings.policy,
+                dataset_type=settings.dataset_type,
+                episode_length=settings.episode_length,
+                **shared,
+            )
+    except (ValueError, ImportError, OSError) as error:
+        raise RunError(str(error)) from error
+    for path in paths:
+        print(f'wrote {path}')
+    return paths
 
 
 def collect(
@@ -62,23 +163,68 @@ def collect(
         ImportError: If the environment's package is not installed.
     """
     arrange, save = _format_of(path)
-    _check_size(num_episodes, num_transitions)
-    sizes = ((num_episodes, num_transitions), (_tenth(num_episodes), _tenth(num_transitions)))
+    sizes = _sizes_of_parts(num_episodes, num_transitions)
     if policy == 'oracle':
         parts = _collect_oracle_parts(env_name, dataset_type, sizes, episode_length, seed)
     else:
-        env = make(env_name)
-        policy = random_policy(env) if policy == 'random' else policy
-        train_key, val_key = random.split(random.key(seed))
-        parts = (
-            collect_episodes(env, policy, train_key, *sizes[0], seed=seed),
-            collect_episodes(env, policy, val_key, *sizes[1], seed=None),
-        )
-    path = Path(path)
-    paths = [path, path.with_name(f'{path.stem}-val{path.suffix}')]
-    for part_path, episodes in zip(paths, parts, strict=True):
-        save(part_path, arrange(episodes))
-    return paths
+        with contextlib.closing(make(env_name)) as env:
+            policy = random_policy(env) if policy == 'random' else policy
+            parts = _collect_parts(env, policy, sizes, seed)
+    return _write_parts(path, parts, arrange, save)
+
+
+def collect_from_run(
+    run,
+    path,
+    env_name=None,
+    step=None,
+    trained_seed=None,
+    deterministic=True,
+    num_episodes=None,
+    num_transitions=None,
+    seed=0,
+):
+    """Collects a dataset and its validation part with a trained agent, and writes both.
+
+    Where the run stacks frames, the dataset holds single ones, for its loader to stack.
+
+    Args:
+        run: Folder of a run of `experiments.online` or `experiments.offline`.
+        path: As in `collect`.
+        env_name: Environment; None for the run's. Its observations and actions must have the
+            shapes of the run's.
+        step: Step of the run's checkpoint; None for the latest.
+        trained_seed: Which of the run's seeds acts; None for the first.
+        deterministic: Whether it acts as in evaluations (the policy's mode, as a rule), or with its
+            exploration noise.
+        num_episodes: Number of episodes to train on.
+        num_transitions: Number of transitions to train on instead; the last episode is cut off.
+        seed: Determines everything, together with the checkpoint.
+
+    Returns:
+        The list of paths written.
+
+    Raises:
+        ValueError: If an argument is not as described.
+        RunError: If there is no such run or environment, or they do not fit.
+        CheckpointError: If there is no such checkpoint.
+    """
+    arrange, save = _format_of(path)
+    sizes = _sizes_of_parts(num_episodes, num_transitions)
+    with jit.use_mode('trace'):
+        trained = load_run(run, step)
+        trained_seed = trained.seeds[0] if trained_seed is None else trained_seed
+        if trained_seed not in trained.seeds:
+            seeds = ', '.join(map(str, trained.seeds))
+            raise ValueError(f'{run} has trained the seeds {seeds}, not {trained_seed}')
+        policy = trained.policy(trained.seeds.index(trained_seed), explore=not deterministic)
+        with contextlib.closing(trained.make_env(env_name=env_name)) as env:
+            parts = _collect_parts(env, policy, sizes, seed)
+    if trained.frame_stack is not None:
+        for episode in (episode for part in parts for episode in part):
+            frames = np.split(episode['observations'], trained.frame_stack, axis=-1)
+            episode['observations'] = frames[-1]
+    return _write_parts(path, parts, arrange, save)
 
 
 def collect_episodes(env, policy, key, num_episodes=None, num_transitions=None, seed=0):
@@ -249,6 +395,23 @@ def _format_of(path):
     return arrange, importlib.import_module(f'purerl.data.{module}').save
 
 
+def _collect_parts(env, policy, sizes, seed):
+    """Collects the training and then the validation episodes."""
+    train_key, val_key = random.split(random.key(seed))
+    return (
+        collect_episodes(env, policy, train_key, *sizes[0], seed=seed),
+        collect_episodes(env, policy, val_key, *sizes[1], seed=None),
+    )
+
+
+def _write_parts(path, parts, arrange, save):
+    path = Path(path)
+    paths = [path, path.with_name(f'{path.stem}-val{path.suffix}')]
+    for part_path, episodes in zip(paths, parts, strict=True):
+        save(part_path, arrange(episodes))
+    return paths
+
+
 def _check_size(num_episodes, num_transitions):
     if (num_episodes is None) == (num_transitions is None):
         raise ValueError('give either a number of episodes or a number of transitions')
@@ -256,8 +419,11 @@ def _check_size(num_episodes, num_transitions):
         raise ValueError('the number of episodes or transitions must be positive')
 
 
-def _tenth(size):
-    return None if size is None else max(1, size // 10)
+def _sizes_of_parts(num_episodes, num_transitions):
+    """Returns episodes and transitions to train on, and those to validate on: a tenth of them."""
+    _check_size(num_episodes, num_transitions)
+    sizes = num_episodes, num_transitions
+    return sizes, tuple(None if size is None else max(1, size // 10) for size in sizes)
 
 
 def _collect_oracle_parts(env_name, dataset_type, sizes, episode_length, seed):
@@ -353,7 +519,7 @@ def _run_policy(env, policy, key, limit):
     recorder = _Recorder(env, observation)
     while not recorder.done and len(recorder.rewards) != limit:
         key, call_key = random.split(key)
-        action = policy(observation, call_key)
+        action = clip_action(policy(observation, call_key), env.action_space)
         observation, reward, terminated, truncated, _ = env.step(action)
         recorder.add(observation, action, reward, terminated, truncated)
     return recorder.episode(), key

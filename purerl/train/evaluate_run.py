@@ -1,19 +1,15 @@
 """Evaluation of a finished or interrupted run, from its folder alone."""
 
+import contextlib
 import dataclasses
-from pathlib import Path
 
 import numpy as np
 
 from purerl.core import jit, random
-from purerl.core.checkpoint import load_checkpoint
-from purerl.data.dataset import normalize
-from purerl.envs.make import make
-from purerl.train.config import Agent, RunError, load_agent, setting
-from purerl.train.evaluation import evaluate, policy_of, write_video
-from purerl.train.phases import by_frames
-from purerl.train.run import create_agents, examples_of, read_json, write_json
-from purerl.train.seeds import stack, unstack
+from purerl.train.config import RunError, setting
+from purerl.train.evaluation import check_renders, evaluate, write_video
+from purerl.train.load_run import load_run
+from purerl.train.run import write_json
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,79 +34,55 @@ def evaluate_run(settings: Settings) -> dict:
         What was written: step, episodes, seed, and a list of statistics, one per trained seed.
 
     Raises:
-        RunError: if there is no such run, or its environment is gone.
+        RunError: if there is no such run, its environment is gone, or no video can be made of it.
         CheckpointError: if there is no such checkpoint.
     """
     if settings.run is None:
         raise RunError('which run? --run=<folder>')
-    folder = Path(settings.run).expanduser()
-    flags = read_json(folder / 'flags.json')
-    agent = load_agent(flags['agent'], _tuples(read_json(folder / 'config.json')))
     with jit.use_mode('trace'):
-        agents, state, step = _load(folder, agent, flags, settings.step)
+        run = load_run(settings.run, settings.step)
+        if settings.video:
+            _check_video(run)
         results, renders = [], []
-        for i, member in enumerate(agents):
-            statistics, frames = _evaluate(member, flags, state, i, settings)
+        for i in range(len(run.agents)):
+            statistics, frames = _evaluate(run, i, settings)
             results.append(statistics)
             renders.extend(frames)
     result = {
-        'step': step,
+        'step': run.step,
         'episodes': settings.episodes,
         'seed': settings.seed,
         'statistics': results,
     }
-    write_json(folder / 'evaluation.json', result)
+    write_json(run.folder / 'evaluation.json', result)
     returns = [statistics['episode.return'] for statistics in results]
-    print(f'{folder} at step {step}, {settings.episodes} episodes')
+    print(f'{run.folder} at step {run.step}, {settings.episodes} episodes')
     for name in sorted(results[0]):
         print(f'  {name}: {np.mean([statistics[name] for statistics in results]):.4g}')
     print(f'mean return: {np.mean(returns):.2f}')
     if renders:
-        print(f'video: {write_video(folder / "videos" / f"evaluation_{step:010d}.mp4", renders)}')
+        path = run.folder / 'videos' / f'evaluation_{run.step:010d}.mp4'
+        print(f'video: {write_video(path, renders)}')
     return result
 
 
-def _tuples(config):
-    return {
-        key: tuple(value) if isinstance(value, list) else value for key, value in config.items()
-    }
+def _check_video(run):
+    """Try in an environment of its own, since that moves its random numbers on."""
+    with contextlib.closing(run.make_env(render_mode='rgb_array')) as env:
+        try:
+            check_renders(env)
+        except ValueError as error:
+            raise RunError(str(error)) from error
 
 
-def _load(folder, agent: Agent, flags, step):
-    """Return the agents of all seeds, the loop's state and the step."""
-    num = flags['num_seeds']
-    like = create_agents(agent, range(num), examples_of(folder))
-    tree, host_state, step = load_checkpoint(folder / 'checkpoints', step, like=stack(like))
-    return unstack(tree, num), host_state['state'], step
-
-
-def _evaluate(agent, flags, state, i, settings):
-    frame_stack, statistics, inputs = flags.get('frame_stack'), None, {}
-    if isinstance(state, dict):  # of the offline loop
-        statistics, latent = state['normalization'], state['worlds'][i]['latent']
-        inputs = {} if latent is None else {'latents': latent}
-    try:
-        env = make(
-            flags['env_name'],
-            seed=settings.seed,
-            frame_stack=frame_stack,
-            render_mode='rgb_array' if settings.video else None,
-        )
-    except (ValueError, ImportError) as error:
-        raise RunError(str(error)) from error
-    try:
-        result, _, renders = evaluate(
-            policy_of(agent, temperature=0.0, **inputs),
+def _evaluate(run, i, settings):
+    render_mode = 'rgb_array' if settings.video else None
+    with contextlib.closing(run.make_env(settings.seed, render_mode=render_mode)) as env:
+        statistics, _, renders = evaluate(
+            run.policy(i),
             env,
             settings.episodes,
             random.key(settings.seed),
-            normalize=None if statistics is None else by_frames(_with(statistics), frame_stack),
             video_episodes=settings.video_episodes if settings.video else 0,
         )
-    finally:
-        env.close()
-    return result, renders
-
-
-def _with(statistics):
-    return lambda observations: normalize(observations, **statistics)
+    return statistics, renders

@@ -49,6 +49,29 @@ def policy_of(agent, temperature=0.0, **inputs):
     return evaluate_actions
 
 
+def exploring_policy_of(agent, **inputs):
+    """Makes a policy from an agent that acts as it does to gather experience.
+
+    Any agent acts by `sample_actions`: one with `eval_actions` (jaxrl5), which has a key of its
+    own, with the policy's key in its place.
+
+    Args:
+        agent: An agent.
+        **inputs: Further arguments of `sample_actions`, such as `latents`.
+
+    Returns:
+        `policy(observation, key) -> action`, where observation and action are arrays.
+    """
+    if not hasattr(agent, 'eval_actions'):
+        return policy_of(agent, temperature=1.0, **inputs)
+
+    def explore(observation, key):
+        actions, _ = agent.replace(rng=key).sample_actions(observation)
+        return to_numpy(actions)
+
+    return explore
+
+
 def to_numpy(actions):
     """Returns actions, a tensor on any device or an array, as a numpy array."""
     return actions.detach().cpu().numpy() if hasattr(actions, 'detach') else np.asarray(actions)
@@ -81,7 +104,9 @@ def check_renders(env):
                 '. MuJoCo needs OpenGL to render: on a machine without a display set the '
                 'environment variable MUJOCO_GL=egl (or osmesa, where that library is installed)'
             )
-        raise ValueError(f'videos are not possible here: rendering fails ({error}){hint}') from error
+        raise ValueError(
+            f'videos are not possible here: rendering fails ({error}){hint}'
+        ) from error
     _check_frame(env, frame)
 
 

@@ -254,5 +254,5 @@ def test_relabelling_leaves_numpys_global_stream_alone(tmp_path):
 
 
 def test_relabelling_needs_an_environment_that_exists(path):
-    with pytest.raises(DatasetError, match='no rewards without .*cube-single-singletask-v0'):
+    with pytest.raises(DatasetError, match=r'no rewards without .*cube-single-singletask-v0'):
         loader.load(path, env_name='cube-sinqle-singletask-v0')

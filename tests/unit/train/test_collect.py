@@ -9,17 +9,23 @@ import numpy as np
 import pytest
 from gymnasium.spaces import Box
 
+from experiments import collect as launcher
 from purerl.core import random
 from purerl.data import d4rl, ogbench
 from purerl.envs.make import make
+from purerl.train import offline, online
 from purerl.train.collect import (
     collect,
     collect_episodes,
+    collect_from_run,
     collect_oracle_episodes,
     random_policy,
     to_d4rl,
     to_ogbench,
 )
+from purerl.train.config import RunError, load_agent
+from purerl.train.evaluation import policy_of
+from purerl.train.load_run import load_run
 
 
 class Counter(gymnasium.Env):
@@ -191,3 +197,146 @@ def test_the_launcher_writes_both_files(tmp_path):
     assert result.stdout.split() == ['wrote', str(path), 'wrote', f'{tmp_path}/pendulum-val.npz']
     assert len(ogbench.load(path)['actions']) == 400
     assert len(ogbench.load(f'{tmp_path}/pendulum-val.npz')['actions']) == 200
+
+
+def test_the_launcher_ends_mistakes_with_one_line(tmp_path):
+    def main(**flags):
+        return launcher.main(['collect', *(f'--{name}={value}' for name, value in flags.items())])
+
+    with pytest.raises(RunError, match=r'where to\?'):
+        main(num_episodes=1)
+    with pytest.raises(RunError, match='go together'):
+        main(path='x.npz', num_episodes=1, policy='checkpoint')
+    with pytest.raises(RunError, match='go together'):
+        main(path='x.npz', num_episodes=1, checkpoint=tmp_path)
+    with pytest.raises(RunError, match='either a number of episodes'):
+        main(path='x.npz')
+    with pytest.raises(RunError, match=r'flags.json cannot be read'):
+        main(path='x.npz', num_episodes=1, policy='checkpoint', checkpoint=tmp_path)
+
+
+# --- Trained agents ------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope='module')
+def online_run(tmp_path_factory):
+    """Two seeds in a MuJoCo environment, with a checkpoint at steps 8 and 16."""
+    folder = tmp_path_factory.mktemp('online')
+    settings = online.Settings(
+        env_name='InvertedPendulum-v5', save_dir=str(folder), run_name='run', seed=3, num_seeds=2,
+        max_steps=16, start_training=8, batch_size=4, save_interval=8, keep_checkpoints=0,
+        eval_interval=0, log_interval=0, jit='off', tqdm=False, tensorboard=False,
+    )  # fmt: skip
+    agent = load_agent('purerl/agents/jaxrl5/sac.py', {'hidden_dims': (8,)})
+    online.train(agent, settings)
+    return folder / 'run'
+
+
+@pytest.fixture(scope='module')
+def offline_run(tmp_path_factory):
+    """An agent of OGBench's cube, which sees two normalised frames."""
+    folder = tmp_path_factory.mktemp('offline')
+    path = folder / 'cube-single-play-v0.npz'
+    collect('cube-single-v0', path, num_episodes=2, episode_length=12)
+    settings = offline.Settings(
+        env_name='cube-single-play-singletask-v0', pretraining_dataset=str(path),
+        save_dir=str(folder), run_name='run', pretraining_steps=1, finetuning_steps=1,
+        frame_stack=2, eval_interval=0, log_interval=0, jit='off', tqdm=False, tensorboard=False,
+    )  # fmt: skip
+    changes = {'actor_hidden_dims': (8,), 'value_hidden_dims': (8,), 'batch_size': 4}
+    offline.train(load_agent('purerl/agents/infom/rebrac.py', changes), settings)
+    return folder / 'run'
+
+
+def test_a_trained_agent_collects_in_d4rls_format(online_run, tmp_path):
+    paths = collect_from_run(online_run, tmp_path / 'a.hdf5', num_transitions=20, seed=1)
+    train, val = (d4rl.read(path) for path in paths)
+    assert (len(train['rewards']), len(val['rewards'])) == (20, 2)
+    trained = load_run(online_run)
+    assert (trained.step, list(trained.seeds)) == (16, [3, 4])
+    policy = policy_of(trained.agents[0])
+    for observation, action in zip(train['observations'], train['actions'], strict=True):
+        np.testing.assert_array_equal(action, policy(observation, None))
+    assert d4rl.load(paths[0])['observations'].shape[1] == 4
+
+
+def test_the_checkpoint_the_seed_and_the_noise_are_chosen(online_run, tmp_path):
+    def run(name, **options):
+        paths = collect_from_run(online_run, tmp_path / name, num_transitions=12, **options)
+        return d4rl.read(paths[0])
+
+    first, again = run('a.hdf5', seed=1), run('b.hdf5', seed=1)
+    for key in first:
+        np.testing.assert_array_equal(first[key], again[key])
+    for name, options in {
+        'c.hdf5': {'step': 8},
+        'd.hdf5': {'trained_seed': 4},
+        'e.hdf5': {'deterministic': False},
+    }.items():
+        other = run(name, seed=1, **options)
+        np.testing.assert_array_equal(other['observations'][0], first['observations'][0])
+        assert (other['actions'][0] != first['actions'][0]).any()
+    noisy = [run(f'{seed}.hdf5', seed=seed, deterministic=False)['actions'] for seed in (1, 1, 2)]
+    np.testing.assert_array_equal(noisy[0], noisy[1])
+    policy = load_run(online_run).policy()
+    assert (noisy[0] != noisy[2]).all()
+    assert np.abs(noisy[0]).max() <= 1
+    assert policy(np.zeros(4, np.float32), None).shape == (1,)
+
+
+def test_a_trained_agent_collects_in_ogbenchs_format(offline_run, tmp_path):
+    path = tmp_path / 'cube-single-play-ft-v0.npz'
+    collect_from_run(offline_run, path, num_transitions=12, seed=2)
+    raw = ogbench.read(path)
+    # Single frames, 28 wide, for the loader to stack; the last row has no action.
+    assert raw['observations'].shape == (13, 28)
+    trained = load_run(offline_run)
+    assert trained.examples['observations'].shape == (1, 56)
+    statistics = trained.state['normalization']
+    before = np.concatenate([raw['observations'][:1], raw['observations'][:-1]])
+    frames = np.stack([before, raw['observations']], axis=1)
+    normal = (frames - statistics['mean']) / np.sqrt(statistics['var'] + 1e-8)
+    policy = policy_of(trained.agents[0])
+    for row, action in zip(
+        normal.reshape(13, 56).astype(np.float32)[:-1], raw['actions'][:-1], strict=True
+    ):
+        np.testing.assert_allclose(policy(row, random.key(0)), action, atol=1e-6)
+    train, val = ogbench.load_pair(path, env_name='cube-single-singletask-v0')
+    assert (len(train['rewards']), len(val['rewards'])) == (12, 1)
+
+
+def test_offline_agents_explore_with_keys(offline_run, tmp_path):
+    calm, noisy, other = (
+        ogbench.read(
+            collect_from_run(
+                offline_run, tmp_path / f'{i}.npz', num_transitions=3, seed=seed, deterministic=calm
+            )[0]
+        )['actions']
+        for i, (seed, calm) in enumerate([(2, True), (2, False), (3, False)])
+    )
+    assert (calm[:3] != noisy[:3]).all()
+    assert (noisy[:3] != other[:3]).all()
+
+
+def test_what_does_not_fit_a_run_is_refused(online_run, tmp_path):
+    path = tmp_path / 'a.hdf5'
+    with pytest.raises(ValueError, match='trained the seeds 3, 4, not 5'):
+        collect_from_run(online_run, path, trained_seed=5, num_episodes=1)
+    with pytest.raises(
+        RunError, match=r'Pendulum-v1 has observations of shape \(3,\), but .*\(4,\)'
+    ):
+        collect_from_run(online_run, path, env_name='Pendulum-v1', num_episodes=1)
+    with pytest.raises(RunError, match='unknown environment'):
+        collect_from_run(online_run, path, env_name='Pendulun-v1', num_episodes=1)
+    assert not path.exists()
+
+
+def test_the_launcher_collects_with_a_checkpoint(online_run, tmp_path, capsys):
+    path = tmp_path / 'trained.npz'
+    flags = ['--policy=checkpoint', f'--checkpoint={online_run}', '--nodeterministic']
+    launcher.main(['collect', *flags, '--num_episodes=2', f'--path={path}'])
+    assert capsys.readouterr().out.splitlines()[-2:] == [
+        f'wrote {path}',
+        f'wrote {tmp_path}/trained-val.npz',
+    ]
+    assert ogbench.load(path, add_info=True)['qpos'].shape[1] == 2

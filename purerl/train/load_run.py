@@ -1,0 +1,118 @@
+"""Trained agents, from a run's folder alone."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from purerl.core.checkpoint import load_checkpoint
+from purerl.data.dataset import normalize
+from purerl.envs.make import make
+from purerl.train.config import RunError, load_agent
+from purerl.train.evaluation import exploring_policy_of, policy_of, to_numpy
+from purerl.train.phases import by_frames
+from purerl.train.run import create_agents, examples_of, read_json
+from purerl.train.seeds import stack, unstack
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainedRun:
+    """What a run's folder holds of its agents.
+
+    Attributes:
+        folder: the run's folder.
+        flags: the settings that it was started with, as `flags.json` has them.
+        step: the step of the checkpoint.
+        agents: the agent of each seed.
+        seeds: their seeds.
+        examples: zeros of the shapes (1, ...) and dtypes of observations and actions.
+        state: what else the loop kept of each seed (see `purerl.train.online` and `offline`).
+    """
+
+    folder: Path
+    flags: dict
+    step: int
+    agents: list
+    seeds: range
+    examples: dict
+    state: Any
+
+    @property
+    def frame_stack(self) -> int | None:
+        """How many frames make an observation; None for one."""
+        return self.flags.get('frame_stack')
+
+    def make_env(self, seed: int | None = None, env_name: str | None = None, **options):
+        """Make the run's environment.
+
+        Args:
+            seed: seeds it.
+            env_name: another one with the same spaces.
+            **options: passed to `purerl.envs.make.make`.
+
+        Raises:
+            RunError: if it is gone, or the agents do not fit it.
+        """
+        env_name = env_name or self.flags['env_name']
+        try:
+            env = make(env_name, seed=seed, frame_stack=self.frame_stack, **options)
+        except (ValueError, ImportError) as error:
+            raise RunError(str(error)) from error
+        spaces = {'observations': env.observation_space, 'actions': env.action_space}
+        for key, space in spaces.items():
+            trained = tuple(self.examples[key].shape[1:])
+            if space.shape != trained:
+                env.close()
+                raise RunError(
+                    f'{env_name} has {key} of shape {space.shape}, but the agents of {self.folder} '
+                    f'were trained with {trained} in {self.flags["env_name"]}'
+                )
+        return env
+
+    def policy(self, i: int = 0, explore: bool = False):
+        """Make the policy of agent number `i`: with all that the run gave it to act by.
+
+        Args:
+            i: which agent.
+            explore: whether it acts with its exploration noise, or by its mode.
+
+        Returns:
+            `policy(observation, key) -> action`, from raw observations of the run's environment.
+        """
+        inputs, statistics = {}, None
+        if isinstance(self.state, dict):  # of the offline loop
+            latent, statistics = self.state['worlds'][i]['latent'], self.state['normalization']
+            inputs = {} if latent is None else {'latents': latent}
+        make_policy = exploring_policy_of if explore else policy_of
+        act = make_policy(self.agents[i], **inputs)
+        if statistics is None:
+            return act
+        prepare = by_frames(lambda frame: normalize(frame, **statistics), self.frame_stack)
+        return lambda observation, key: act(to_numpy(prepare(observation)), key)
+
+
+def load_run(path: str | Path, step: int | None = None) -> TrainedRun:
+    """Load the agents of a run of `purerl.train.online` or `purerl.train.offline`.
+
+    Args:
+        path: the run's folder.
+        step: the step of its checkpoint; None for the latest.
+
+    Raises:
+        RunError: if there is no such run, or its agent's file is gone or does not fit.
+        CheckpointError: if there is no such checkpoint, or it is damaged.
+    """
+    folder = Path(path).expanduser()
+    flags = read_json(folder / 'flags.json')
+    agent = load_agent(flags['agent'], _tuples(read_json(folder / 'config.json')))
+    seeds = range(flags['seed'], flags['seed'] + flags['num_seeds'])
+    examples = examples_of(folder)
+    like = stack(create_agents(agent, seeds, examples))
+    tree, host_state, step = load_checkpoint(folder / 'checkpoints', step, like=like)
+    agents = unstack(tree, len(seeds))
+    return TrainedRun(folder, flags, step, agents, seeds, examples, host_state['state'])
+
+
+def _tuples(config):
+    return {
+        key: tuple(value) if isinstance(value, list) else value for key, value in config.items()
+    }
