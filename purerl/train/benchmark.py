@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from purerl.core import jit, trees
+from purerl.core import jit, native, trees
 from purerl.train.config import Agent
 
 SIZES = {  # observations, actions: OGBench's cube tasks, and HalfCheetah
@@ -98,6 +98,7 @@ def measure(
         For each call: ``median_ms``, ``min_ms``, ``first_s`` (tracing and compilation included),
         ``gflop`` of its matrix products, and ``peak_mib`` of the process so far.
     """
+    native.keep_freed_memory()
     observation_dim, action_dim = SIZES['offline' if 'batch_size' in spec.config else 'online']
     batch = trees.map(
         torch.from_numpy, synthetic_batch(batch_size * utd_ratio, observation_dim, action_dim)

@@ -23,7 +23,7 @@ from pathlib import Path
 
 import torch
 
-from purerl.core import jit
+from purerl.core import jit, native
 from purerl.core.checkpoint import (
     CheckpointError,
     latest_step,
@@ -291,6 +291,7 @@ class Run:
 
     def __enter__(self):
         self.logger = self._open_logger()
+        native.keep_freed_memory()
         self._stack.enter_context(jit.use_mode(self._mode))
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM):
