@@ -90,11 +90,8 @@ def set_mode(mode: str) -> None:
 
 def get_mode() -> str:
     """Return the mode in force; 'trace' instead of 'inductor' where there is no C++ compiler."""
-    if _Settings.mode is None:
-        _Settings.mode = _check_mode(os.environ.get('PURERL_JIT', 'inductor'))
-    if _Settings.mode == 'inductor' and not _has_compiler():
-        return 'trace'
-    return _Settings.mode
+    mode = _Settings.mode or _check_mode(os.environ.get('PURERL_JIT', 'inductor'))
+    return 'trace' if mode == 'inductor' and not _has_compiler() else mode
 
 
 @contextlib.contextmanager
