@@ -357,9 +357,18 @@ tanh = torch.tanh
 elu = F.elu
 
 
+_GELU_LINEAR = 2 * math.sqrt(2 / math.pi)
+_GELU_CUBIC = 0.044715 * _GELU_LINEAR
+
+
 def gelu(x: torch.Tensor) -> torch.Tensor:
-    """GELU in its tanh form, Flax's default (the erf form differs by up to 4.7e-4)."""
-    return F.gelu(x, approximate='tanh')
+    """GELU in its tanh form, Flax's default (the erf form differs by up to 4.7e-4).
+
+    Written with the sigmoid, which is the same function: 0.5 x (1 + tanh(u)) = x sigmoid(2 u) with
+    u = sqrt(2 / pi) (x + 0.044715 x^3). On a CPU it takes a third of the time of the vectorised
+    tanh.
+    """
+    return x * torch.sigmoid(x * (_GELU_LINEAR + _GELU_CUBIC * (x * x)))
 
 
 # --- Layers ------------------------------------------------------------------------------------

@@ -22,3 +22,30 @@ def polyak(online, target, tau: float):
 def prefixed(prefix: str, info: dict) -> dict:
     """Return `info` with every key under ``prefix/``."""
     return {f'{prefix}/{key}': value for key, value in info.items()}
+
+
+_AUGMENT = 'make the Dataset of images with p_aug=1, num_aug=2 and inplace_aug=False'
+# How to get what a batch may lack.
+_REMEDIES = {
+    'next_actions': 'make the Dataset with return_next_actions=True',
+    'latents': "infer one with the agent's infer_latent(batch) and tile it over the batch",
+    'value_goals': 'sample from a purerl.data.goals.GCDataset',
+    'actor_goals': 'sample from a purerl.data.goals.GCDataset',
+    'aug1_observations': _AUGMENT,
+    'aug2_observations': _AUGMENT,
+    'observation_min': "call the Dataset's normalize_observations() before sampling",
+    'observation_max': "call the Dataset's normalize_observations() before sampling",
+}
+
+
+def require(batch: dict, *names: str) -> None:
+    """Check that a batch holds what a loss is about to read.
+
+    Raises:
+        ValueError: if an entry is missing; says which, and how to get it.
+    """
+    missing = [name for name in names if name not in batch]
+    if missing:
+        remedies = dict.fromkeys(_REMEDIES[name] for name in missing if name in _REMEDIES)
+        hint = f': {"; ".join(remedies)}' if remedies else ''
+        raise ValueError(f'the batch lacks {", ".join(missing)} (it has {", ".join(batch)}){hint}')
