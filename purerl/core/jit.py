@@ -22,6 +22,7 @@ import os
 import shutil
 import warnings
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -71,6 +72,8 @@ def vmap(fn: Callable, in_dims: int | Sequence[int | None] | None = 0) -> Callab
 
 class _Settings:
     mode: str | None = None
+    tracing: str | None = None  # the mode that is being traced for
+    deferred: list  # calls to make after tracing
 
 
 def _check_mode(mode: str) -> str:
@@ -255,13 +258,40 @@ class _Program:
             return [_as_tensor(output).contiguous() for output in outputs]
 
         with torch.no_grad():
-            graph = make_fx(flat, tracing_mode='fake')(*leaves)
-            self._run = _generate(graph, leaves) if mode == 'inductor' else _tidy(graph)
+            before, _Settings.tracing, _Settings.deferred = _Settings.tracing, mode, []
+            try:
+                graph = make_fx(flat, tracing_mode='fake')(*leaves)
+                while _Settings.deferred:
+                    _Settings.deferred.pop()()
+            finally:
+                _Settings.tracing = before
+            self._run = compile_graph(graph, leaves, mode)
 
     def __call__(self, leaves):
         with torch.no_grad():
             outputs = self._run(*leaves)
         return trees.unflatten(self._result, outputs)
+
+
+def tracing_mode() -> str | None:
+    """Return the mode that the function now being traced is traced for; None outside of any."""
+    return _Settings.tracing
+
+
+def after_tracing(call: Callable[[], Any]) -> None:
+    """Have `call` called once the function now being traced has been traced."""
+    _Settings.deferred.append(call)
+
+
+def compile_graph(graph: torch.fx.GraphModule, leaves: Sequence[torch.Tensor], mode: str):
+    """Return a function of flat tensors that runs a traced graph.
+
+    Args:
+        graph: what ``make_fx`` returned.
+        leaves: example inputs; real or fake tensors.
+        mode: 'inductor' or 'trace'.
+    """
+    return _generate(graph, leaves) if mode == 'inductor' else _tidy(graph)
 
 
 def _tidy(graph):
