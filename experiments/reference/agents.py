@@ -17,6 +17,7 @@ import torch
 from experiments.reference.case import Case, CaseError, flatten
 from experiments.reference.compare import Report
 from experiments.reference.networks_infom import make_module
+from experiments.reference.rollouts import replay_model_rollout
 from purerl.agents.infom import encoders
 from purerl.core import trees
 from purerl.core.state import TrainState
@@ -36,6 +37,7 @@ class Family:
         functions: ``fn/<name>`` that are not simply methods:
             ``(agent, inputs) -> {name: value}``.
         counts_steps: whether ``step/final`` is recorded.
+        loop_ops: ops of the training loop, not of the agent: ``(case, report, agent, t) -> info``.
     """
 
     package: str
@@ -46,6 +48,7 @@ class Family:
     act: Callable[[Case, Any, str], dict]
     functions: Mapping[str, Callable[[Any, dict], dict]]
     counts_steps: bool = False
+    loop_ops: Mapping[str, Callable] = dataclasses.field(default_factory=dict)
 
 
 # --- InFOM: one network, one optimiser -----------------------------------------------------------
@@ -75,6 +78,28 @@ def _validation_loss(name):
         return {'loss': loss, 'info': _nested(info)}
 
     return call
+
+
+def _flow_goals(**kwargs):
+    """InFOM's integration; the original takes bounds and times one by one."""
+
+    def call(agent, inputs):
+        names = ('noises', 'observations', 'actions', 'latents')
+        arguments = {name: inputs[name] for name in names}
+        if 'init_times' in inputs:
+            arguments['times'] = inputs['init_times'], inputs['end_times']
+        bounds = agent.goal_bounds(inputs)
+        return {'goals': agent.compute_fwd_flow_goals(**arguments, bounds=bounds, **kwargs)}
+
+    return call
+
+
+def _dino_losses(agent, inputs):
+    """With the temperatures that are its defaults, and with others."""
+    return {
+        'loss': agent.dino_loss(**inputs),
+        'loss_temps': agent.dino_loss(**inputs, target_temp=0.1, temp=0.2),
+    }
 
 
 # --- jaxrl5: a network and an optimiser for each field -------------------------------------------
@@ -162,8 +187,13 @@ _INFOM = Family(
     functions={
         'pretraining_loss': _validation_loss('pretraining_loss'),
         'finetuning_loss': _validation_loss('finetuning_loss'),
+        'compute_fwd_flow_goals': _flow_goals(),
+        'compute_fwd_flow_goals_target': _flow_goals(use_target_network=True),
+        'compute_fwd_flow_goals_times': _flow_goals(),
+        'dino_loss': _dino_losses,
     },
     counts_steps=True,
+    loop_ops={'model_rollout': replay_model_rollout},
 )
 _JAXRL5 = Family(
     package='purerl.agents.jaxrl5',
@@ -283,13 +313,10 @@ def _replay_op(case, report, family, agent, t, op):
         raise CaseError(f'op {t} of the metadata is not an object with a "call"')
     report.stage = f'op {t} ({op["call"]})'
     report.compare('key', f'key/{t}', agent.rng)
-    method = getattr(agent, op['call'], None)
-    if method is None:
-        raise CaseError(f'op {t}: {type(agent).__name__} has no method {op["call"]!r}')
-    batch = case.take_tree(f'batch/{t}')
-    agent, info = _agent_and_info(
-        case, t, agent, method(*([batch] if batch else []), **op.get('kwargs', {}))
-    )
+    if op['call'] in family.loop_ops:
+        info = family.loop_ops[op['call']](case, report, agent, t)
+    else:
+        agent, info = _call_op(case, agent, t, op)
     report.compare_tree('info', f'info/{t}', _nested(info))
     if case.has(f'opt/{t}'):
         recorded = set(case.children(f'opt/{t}'))  # of early ops, only the first moments
@@ -303,6 +330,15 @@ def _replay_op(case, report, family, agent, t, op):
     elif t == len(case.ops) - 1:
         raise CaseError(f'the recording lacks params/{t}, the parameters after the last op')
     return agent
+
+
+def _call_op(case, agent, t, op):
+    method = getattr(agent, op['call'], None)
+    if method is None:
+        raise CaseError(f'op {t}: {type(agent).__name__} has no method {op["call"]!r}')
+    batch = case.take_tree(f'batch/{t}')
+    result = method(*([batch] if batch else []), **op.get('kwargs', {}))
+    return _agent_and_info(case, t, agent, result)
 
 
 def _agent_and_info(case, t, agent, result):

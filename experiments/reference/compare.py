@@ -3,6 +3,8 @@
 import dataclasses
 import math
 import re
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,19 +31,36 @@ class Conditioning:
             a layer's number; of otherwise equal names only the last layer's is meant.
         resume: continue every op from the recorded parameters, so that these leaves' noise does
             not spread.
+        where: entries that a recording's config must have for any of this to apply.
     """
 
     left_out: str
     resume: bool
+    where: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
+# The last biases of psi shift all logits of a row alike: where only the softmax over the row
+# counts, their gradient is zero but for rounding, which Adam turns into full steps. The target
+# network's follow recorded values, and are compared.
+_BIASES_OF_PSI = Conditioning(
+    left_out=r'modules_critic/psi/(?:Dense|LayerNorm)_(\d+)/bias$', resume=True
+)
 ILL_CONDITIONED = {
-    # The last biases of psi shift all logits of a row alike: their gradient is zero but for
-    # rounding, which Adam turns into full steps.
-    ('infom', 'td_infonce'): Conditioning(
-        left_out=r'modules_(?:target_)?critic/psi/(?:Dense|LayerNorm)_(\d+)/bias$', resume=True
+    ('infom', 'td_infonce'): _BIASES_OF_PSI,
+    # By default a penalty on the logits' size moves these biases, or the softmax over columns does.
+    ('infom', 'crl_infonce'): dataclasses.replace(
+        _BIASES_OF_PSI,
+        where={'contrastive_loss': 'forward_infonce', 'logsumexp_penalty_coeff': 0.0},
     ),
 }
+
+
+def conditioning_of(system: str, agent: str, config: Mapping) -> Conditioning | None:
+    """Return what is ill-conditioned about an agent's recordings with a config, if anything."""
+    found = ILL_CONDITIONED.get((system, agent))
+    if found is None or any(config.get(name) != value for name, value in found.where.items()):
+        return None
+    return found
 
 
 def _is_last(pattern: str, name: str, names) -> bool:
@@ -102,7 +121,7 @@ class Report:
         self.stage = ''
         self._case = case
         self._compared: set[str] = set()
-        self._conditioning = ILL_CONDITIONED.get((case.system, case.agent))
+        self._conditioning = conditioning_of(case.system, case.agent, case.config)
 
     @property
     def passed(self) -> bool:

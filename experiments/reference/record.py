@@ -21,6 +21,7 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from experiments.reference.case import flatten
+from experiments.reference.compare import conditioning_of
 
 _PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'distrax', 'numpy')
 
@@ -105,6 +106,9 @@ class Recorder:
             **metadata,
         }
         self._tensors: dict[str, np.ndarray] = {}
+        # What is ill-conditioned is replayed op by op.
+        conditioning = conditioning_of(system, agent, self._metadata['config'])
+        self._keep_all_params = conditioning is not None and conditioning.resume
 
     def add(self, name: str, tree) -> None:
         """Store a tensor, or a tree of them below ``name/``.
@@ -145,7 +149,8 @@ class Recorder:
         self.add('init', self._view.params(agent))
         self.add('key/init', agent.rng)
         for t, (call, batch, kwargs) in enumerate(ops):
-            agent = self._run_op(agent, t, call, batch, kwargs, t in (0, len(ops) - 1))
+            keep_params = self._keep_all_params or t in (0, len(ops) - 1)
+            agent = self._run_op(agent, t, call, batch, kwargs, keep_params)
         self.add(f'opt/{len(ops) - 1}', self._view.opt(agent))
         self.add('key/final', agent.rng)
         if self._view.step is not None:
@@ -160,6 +165,8 @@ class Recorder:
         if batch is not None:
             self.add(f'batch/{t}', batch)
         result = getattr(agent, call)(*([] if batch is None else [batch]), **kwargs)
+        if result is None:  # InFOM's target_reset changes the agent in place
+            result = agent
         agent, info = result if isinstance(result, tuple) else (result, {})
         self.add(f'info/{t}', info)
         if keep_params:

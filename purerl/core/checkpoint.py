@@ -174,7 +174,9 @@ def load_checkpoint(folder: str | os.PathLike, step: int | None = None, *, like)
     Args:
         folder: where the checkpoints lie.
         step: which one; None for the latest.
-        like: a tree of the structure, shapes and dtypes to expect, as in `load_tree`.
+        like: a tree of the structure, shapes and dtypes to expect, as in `load_tree`. If its class
+            has `changes_shape`, a set of names, leaves below these may have other shapes: those of
+            an agent whose training changes them.
 
     Returns:
         (tree, host_state, step).
@@ -353,10 +355,12 @@ def as_leaf(tensor: torch.Tensor, like):
 def _fit(tensors: Mapping[str, torch.Tensor], like, path):
     expected = {'/'.join(names): leaf for names, leaf in _named_leaves(like, path).items()}
     specs = {name: as_tensor(leaf) for name, leaf in expected.items()}
+    flexible = getattr(like, 'changes_shape', frozenset())
     misfits = [
         f'{name} ({_describe(tensors[name])}, expected {_describe(specs[name])})'
         for name in expected
-        if name in tensors and _describe(tensors[name]) != _describe(specs[name])
+        if name in tensors and flexible.isdisjoint(name.split('/'))
+        if _describe(tensors[name]) != _describe(specs[name])
     ]
     missing = [name for name in expected if name not in tensors]
     unexpected = [name for name in tensors if name not in expected]

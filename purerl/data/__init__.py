@@ -1,6 +1,6 @@
 """Datasets and replay buffers: dicts of numpy arrays on the host, sampled with explicit randomness.
 
-load        one entrance to the formats  ogbench (npz), d4rl (HDF5), minari
+load        one entrance to the formats  ogbench (npz), d4rl (HDF5), exorl (npz, HDF5), minari
 dataset     transitions to sample from: normalisation, frame stacking, augmentation
 goals       the same with goals
 episodes    split, filter and rescale by episodes

@@ -6,13 +6,16 @@ draw.
 Deviations from the original:
 - With frame stacking the goals are stacked once (the original stacks them twice and fails).
 - A last episode that the dataset's end cuts off ends there (the original refuses such a dataset).
-- relabelled rewards and masks are float32.
+- Relabelled rewards and masks are float32.
+- A config that lacks a probability, or asks for geometric distances without discounting, is refused
+  when the sampler is made; `p_aug` and `frame_stack` may be absent.
 """
 
 from collections.abc import Mapping
 
 import numpy as np
 
+from purerl.core.ops import require
 from purerl.data import sampling
 from purerl.data.check import DatasetError
 from purerl.data.dataset import Dataset, augment
@@ -29,32 +32,26 @@ class GCDataset:
         geom_start_offset                     see `sample_goals`
 
     and `discount` (of the geometric distance), `gc_negative` (rewards 0 at the goal and -1
-    elsewhere, instead of 1 and 0), `relabel_reward` (put them in the place of `rewards` and
-    `masks`), `p_aug` (probability of randomly cropping goal images, or None) and `frame_stack`
-    (None, or the dataset's).
+    elsewhere, instead of 1 and 0) and `relabel_reward` (put them in the place of `rewards` and
+    `masks`). It may have `p_aug` (probability of randomly cropping goal images, or None) and
+    `frame_stack` (None, or the dataset's).
     """
 
     def __init__(self, dataset: Dataset, config: Mapping):
         """Prepare goal sampling.
 
         Raises:
-            DatasetError: if the dataset has no episode ends.
-            ValueError: if probabilities do not sum to 1, or `frame_stack` differs from the
-                dataset's.
+            DatasetError: if the dataset has no episode ends, the config lacks an entry,
+                probabilities do not sum to 1, geometric distances have no end (a discount of 1),
+                or `frame_stack` differs from the dataset's.
         """
+        _check_config(config)
         self.dataset = dataset
         self.config = config
         self.size = dataset.size
         self.terminal_locs = _episode_ends(dataset)
-        for kind in ('value', 'actor'):
-            total = sum(config[f'{kind}_p_{goal}goal'] for goal in ('cur', 'traj', 'random'))
-            if not np.isclose(total, 1.0):
-                raise ValueError(
-                    f'{kind}_p_curgoal + {kind}_p_trajgoal + {kind}_p_randomgoal must be 1, '
-                    f'not {total}'
-                )
-        if config['frame_stack'] not in (None, dataset.frame_stack):
-            raise ValueError(
+        if config.get('frame_stack') not in (None, dataset.frame_stack):
+            raise DatasetError(
                 f'frame_stack is {config["frame_stack"]} in the config, but '
                 f'{dataset.frame_stack} in the dataset; set it on the dataset'
             )
@@ -87,7 +84,8 @@ class GCDataset:
         if config['relabel_reward']:
             batch['masks'] = batch['relabeled_masks']
             batch['rewards'] = batch['relabeled_rewards']
-        if config['p_aug'] is not None and source.rand() < config['p_aug']:
+        p_aug = config.get('p_aug')
+        if p_aug is not None and source.rand() < p_aug:
             augment(batch, ['value_goals', 'actor_goals'], source)
         return batch
 
@@ -129,6 +127,50 @@ class GCDataset:
     def normalize_observations(self, observations=None):
         """Call `Dataset.normalize_observations`."""
         return self.dataset.normalize_observations(observations)
+
+
+def require_goals(batch: dict, name: str) -> None:
+    """Check that a batch holds one goal for each observation.
+
+    Args:
+        batch: what an agent was given.
+        name: 'value_goals' or 'actor_goals'.
+
+    Raises:
+        ValueError: if there are none, or another number (see `GCDataset.sample_goals`).
+    """
+    require(batch, name)
+    goals, observations = tuple(batch[name].shape), tuple(batch['observations'].shape)
+    if goals != observations:
+        kind = name.removesuffix('_goals')
+        raise ValueError(
+            f'{name} have shape {goals}, observations {observations}, but each observation needs '
+            f'one goal; {kind}_geom_start_offset above 1 gives more where {kind}_geom_sample is '
+            'False: set it to 1'
+        )
+
+
+def _check_config(config: Mapping) -> None:
+    kinds = ('value', 'actor')
+    probabilities = {
+        kind: [f'{kind}_p_{goal}goal' for goal in ('cur', 'traj', 'random')] for kind in kinds
+    }
+    distances = [f'{kind}_geom_{name}' for kind in kinds for name in ('sample', 'start_offset')]
+    shared = ['discount', 'gc_negative', 'relabel_reward']
+    needed = [*probabilities['value'], *probabilities['actor'], *distances, *shared]
+    missing = [name for name in needed if name not in config]
+    if missing:
+        raise DatasetError(f'the config lacks {", ".join(missing)}, by which goals are drawn')
+    for kind, names in probabilities.items():
+        total = sum(config[name] for name in names)
+        if not np.isclose(total, 1.0):
+            raise DatasetError(f'{" + ".join(names)} must be 1, not {total}')
+        if config[f'{kind}_geom_sample'] and not config['discount'] < 1:
+            raise DatasetError(
+                f'{kind}_geom_sample draws goals at distances that a discount of '
+                f'{config["discount"]} makes endless: set discount below 1, or '
+                f'{kind}_geom_sample to False'
+            )
 
 
 def _episode_ends(dataset: Dataset) -> np.ndarray:

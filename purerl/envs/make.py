@@ -1,4 +1,4 @@
-"""Environments by name: gymnasium's, and OGBench's under the names of its datasets."""
+"""Environments by name: gymnasium's, dm_control's, and OGBench's under its datasets' names."""
 
 import difflib
 import importlib
@@ -9,7 +9,7 @@ import numpy as np
 from gymnasium.spaces import Box, Dict
 from gymnasium.wrappers import FlattenObservation, RescaleAction
 
-from purerl.envs import wrappers
+from purerl.envs import dmc, wrappers
 
 _OGBENCH_FAMILIES = frozenset(
     ('pointmaze', 'antmaze', 'humanoidmaze', 'antsoccer', 'cube', 'scene', 'puzzle', 'powderworld')
@@ -36,7 +36,8 @@ def make(
     holds its statistics (`wrappers.EpisodeMonitor`).
 
     Args:
-        env_name: A gymnasium id (`HalfCheetah-v5`), or a name of OGBench: a single-task dataset
+        env_name: A gymnasium id (`HalfCheetah-v5`), a domain and task of dm_control
+            (`walker_flip`; see `purerl.envs.dmc`), or a name of OGBench: a single-task dataset
             (`cube-single-play-singletask-v0`, `cube-single-play-singletask-task2-v0`, InFOM's
             `cube-single-play-ft-singletask-v0`), a dataset (`cube-single-play-v0`) or an
             environment (`cube-single-v0`).
@@ -77,7 +78,7 @@ def make_base(env_name, **kwargs):
 
     Args:
         env_name: As in `make`.
-        **kwargs: Passed to `gymnasium.make`.
+        **kwargs: Passed to `gymnasium.make`, or to `purerl.envs.dmc.make`.
 
     Returns:
         A `gymnasium.Env`; one of OGBench is isolated from numpy's global random stream.
@@ -88,6 +89,8 @@ def make_base(env_name, **kwargs):
     """
     if is_ogbench(env_name):
         return _make_ogbench(env_name, kwargs)
+    if dmc.is_dmc(env_name):
+        return dmc.make(env_name, **kwargs)
     # 'package:Name-v0' has gymnasium import the package, which registers the name.
     if ':' not in env_name and env_name not in gymnasium.registry:
         raise _unknown(env_name)
@@ -200,6 +203,8 @@ def _unknown(env_name):
             for name in names
             if '-singletask' in name
         ]
+    if '_' in env_name and importlib.util.find_spec('dm_control') is not None:
+        names += dmc.names()
     near = difflib.get_close_matches(env_name, names, n=3, cutoff=0.5)
     hint = f'the nearest names are {", ".join(near)}' if near else 'no registered name is similar'
     return ValueError(f'unknown environment {env_name!r}: {hint}')

@@ -28,14 +28,17 @@ _CONSTANT_ATTRIBUTES = frozenset(
         '_ezpickle_kwargs',
     )
 )
-# Objects without a state that outlives a step: renderers, descriptions of models, geometry, and
-# OGBench's inverse kinematics, which starts anew from its arguments at each call.
+# Objects without a state that outlives a step: renderers, descriptions of models, geometry,
+# OGBench's inverse kinematics, which starts anew from its arguments at each call, and dm_control's
+# composer, whose observables (without delays in all tasks here) are read anew at each step.
 _STATELESS_PACKAGES = (
     'gymnasium.envs.registration',
     'gymnasium.envs.mujoco.mujoco_rendering',
     'pygame',
     'pathlib',
     'dm_control.mjcf',
+    'dm_control.composer',
+    'dm_control.mujoco.engine',
     'ogbench.manipspace.controllers',
     'ogbench.manipspace.lie',
     'mujoco',
@@ -49,8 +52,10 @@ _STATELESS_TYPES = (
     functools.partial,
     np.dtype,
 )
-# Geometry and names: large, and fixed when the model is compiled.
-_CONSTANT_MODEL_FIELDS = ('mesh_', 'tex_', 'hfield_', 'skin_', 'flex', 'bvh_', 'oct_', 'mat_tex')
+# Objects that are captured attribute by attribute: the suite's environments and their tasks.
+_COMPOUND_PACKAGES = ('dm_control.rl.control', 'dm_control.suite.base')
+# Geometry and names: large, and fixed when the model is compiled (terrain is not).
+_CONSTANT_MODEL_FIELDS = ('mesh_', 'tex_', 'skin_', 'flex', 'bvh_', 'oct_', 'mat_tex')
 _TYPE = '__type__'
 _SKIP = object()
 
@@ -63,8 +68,8 @@ def env_state(env):
     """Takes a snapshot of an environment.
 
     Args:
-        env: A `gymnasium.Env`: MuJoCo, classic control, OGBench, or any other whose attributes are
-            plain values, arrays, random generators and spaces.
+        env: A `gymnasium.Env`: MuJoCo, classic control, OGBench, dm_control, or any other whose
+            attributes are plain values, arrays, random generators and spaces.
 
     Returns:
         A dict of nested dicts, lists, numbers, strings, None and numpy arrays, from which
@@ -161,6 +166,8 @@ def _encode(value, path):
         return {_TYPE: 'mujoco_model', 'fields': _model_fields(value)}
     if isinstance(value, _STATELESS_TYPES) or _is_of_package(value, _STATELESS_PACKAGES):
         return _SKIP
+    if _is_of_package(value, _COMPOUND_PACKAGES):
+        return _encode_compound(value, path)
     raise _UnsupportedError(path, value)
 
 
@@ -196,6 +203,14 @@ def _encode_dict(value, path):
     return {_TYPE: 'dict', 'keys': [_encode(key, path) for key in keys], 'items': items}
 
 
+def _encode_compound(value, path):
+    attributes = {
+        name: _encode(attribute, f'{path}.{name}') for name, attribute in vars(value).items()
+    }
+    kept = {name: encoded for name, encoded in attributes.items() if encoded is not _SKIP}
+    return {_TYPE: 'compound', 'attributes': kept}
+
+
 def _decode(value, current):
     """Inverse of `_encode`; what is more than its value (spaces, simulations) is filled in place.
 
@@ -229,13 +244,21 @@ def _decode_generator(value, current):
 
 
 def _decode_random_state(value, current):
-    random_state = np.random.RandomState(0)
+    # In place, since tasks of dm_control share theirs with the environment around them.
+    known = isinstance(current, np.random.RandomState)
+    random_state = current if known else np.random.RandomState(0)
     random_state.set_state(_decode(value['state'], None))
     return random_state
 
 
 def _decode_space(value, current):
     _set_space_random(current, value['random'])
+    return current
+
+
+def _decode_compound(value, current):
+    for name, encoded in value['attributes'].items():
+        setattr(current, name, _decode(encoded, getattr(current, name, None)))
     return current
 
 
@@ -271,6 +294,7 @@ _DECODERS = {
     'generator': _decode_generator,
     'random_state': _decode_random_state,
     'space': _decode_space,
+    'compound': _decode_compound,
     'mujoco_data': _decode_simulation,
     'mujoco_model': _decode_model,
 }
@@ -299,8 +323,10 @@ def _set_space_random(space, random):
 
 
 def _is_of_package(value, packages):
-    module = type(value).__module__
-    return any(module == name or module.startswith(name + '.') for name in packages)
+    modules = [base.__module__ for base in type(value).__mro__]
+    return any(
+        module == name or module.startswith(name + '.') for module in modules for name in packages
+    )
 
 
 def _is_mujoco(value, name):

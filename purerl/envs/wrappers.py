@@ -45,7 +45,8 @@ def seed_env(env, seed):
         # Some environments build their spaces by a reset, so the spaces come first.
         layer.action_space.seed(seed)
         layer.observation_space.seed(seed)
-        if isinstance(layer, IsolatedNumpyRandom):
+        # Those whose episodes come from a numpy stream, which gymnasium's seeding does not reach.
+        if isinstance(vars(layer).get('random_state'), np.random.RandomState):
             layer.random_state.seed(seed)
     bare = env.unwrapped
     bare._np_random, bare._np_random_seed = seeding.np_random(seed)

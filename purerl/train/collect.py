@@ -1,4 +1,4 @@
-"""Collects datasets from real environments, in OGBench's and in D4RL's format.
+"""Collects datasets from real environments, in OGBench's, in D4RL's and in ExORL's format.
 
 The policy is one of OGBench's oracles, a random one, or a trained agent.
 
@@ -16,6 +16,8 @@ import numpy as np
 from tqdm import tqdm
 
 from purerl.core import jit, random
+from purerl.data import d4rl, exorl, ogbench
+from purerl.envs.dmc import is_dmc
 from purerl.envs.make import is_ogbench, make, make_base, ogbench_env_id
 from purerl.envs.wrappers import global_numpy_random, seed_env
 from purerl.train.config import RunError, setting
@@ -47,9 +49,11 @@ class Settings:
         None,
         "File to write: .npz for OGBench's format (which holds no rewards: they are computed from "
         "the states when it is loaded), .hdf5 for D4RL's. The validation part gets -val before the "
-        'ending. InFOM looks for its pretraining data under the name <env>-<type>-v0.npz '
-        '(cube-single-play-v0.npz) and for its finetuning data, collected with another seed, under '
-        '<env>-<type>-ft-v0.npz (cube-single-play-ft-v0.npz).',
+        "ending. Without an ending: a new folder for episodes in ExORL's format, from a task of "
+        'dm_control, without a validation part, which experiments.relabel splits off. InFOM looks '
+        'for its pretraining data under the name <env>-<type>-v0.npz (cube-single-play-v0.npz) and '
+        'for its finetuning data, collected with another seed, under <env>-<type>-ft-v0.npz '
+        '(cube-single-play-ft-v0.npz).',
     )
     env_name: str | None = setting(
         None,
@@ -102,7 +106,7 @@ def collect_dataset(settings):
         CheckpointError: If there is no such checkpoint.
     """
     if settings.path is None:
-        raise RunError('where to? --path=<file>.npz or <file>.hdf5')
+        raise RunError('where to? --path=<file>.npz, <file>.hdf5 or <folder>')
     if (settings.policy == 'checkpoint') != (settings.checkpoint is not None):
         raise RunError('--policy=checkpoint and --checkpoint=<run folder> go together')
     shared = {name: getattr(settings, name) for name in ('num_episodes', 'num_transitions', 'seed')}
@@ -143,11 +147,12 @@ def collect(
     episode_length=_ORACLE_EPISODE_LENGTH,
     seed=0,
 ):
-    """Collects a dataset and its validation part, a tenth of its size, and writes both.
+    """Collects a dataset and, but for ExORL's format, its validation part, a tenth of its size.
 
     Args:
         env_name: Name of the environment, as `purerl.envs.make.make` takes it.
-        path: Path ending in `.npz` (OGBench's format) or `.hdf5` (D4RL's).
+        path: Path ending in `.npz` (OGBench's format) or `.hdf5` (D4RL's), or a new folder
+            (ExORL's, from tasks of dm_control).
         policy: 'oracle' (OGBench's scripts), 'random', or a `policy(observation, key) -> action`.
         dataset_type: 'play' or 'noisy': the kind of oracle.
         num_episodes: Number of episodes to train on.
@@ -162,15 +167,15 @@ def collect(
         ValueError: If an argument is not as described.
         ImportError: If the environment's package is not installed.
     """
-    arrange, save = _format_of(path)
-    sizes = _sizes_of_parts(num_episodes, num_transitions)
+    write = _writer_of(path, env_name)
+    sizes = _sizes_of_parts(path, num_episodes, num_transitions)
     if policy == 'oracle':
         parts = _collect_oracle_parts(env_name, dataset_type, sizes, episode_length, seed)
     else:
         with contextlib.closing(make(env_name)) as env:
             policy = random_policy(env) if policy == 'random' else policy
             parts = _collect_parts(env, policy, sizes, seed)
-    return _write_parts(path, parts, arrange, save)
+    return _write_parts(path, parts, write)
 
 
 def collect_from_run(
@@ -184,7 +189,7 @@ def collect_from_run(
     num_transitions=None,
     seed=0,
 ):
-    """Collects a dataset and its validation part with a trained agent, and writes both.
+    """Collects a dataset with a trained agent, otherwise as `collect`.
 
     Where the run stacks frames, the dataset holds single ones, for its loader to stack.
 
@@ -209,10 +214,10 @@ def collect_from_run(
         RunError: If there is no such run or environment, or they do not fit.
         CheckpointError: If there is no such checkpoint.
     """
-    arrange, save = _format_of(path)
-    sizes = _sizes_of_parts(num_episodes, num_transitions)
+    sizes = _sizes_of_parts(path, num_episodes, num_transitions)
     with jit.use_mode('trace'):
         trained = load_run(run, step)
+        write = _writer_of(path, env_name or trained.flags['env_name'])
         trained_seed = trained.seeds[0] if trained_seed is None else trained_seed
         if trained_seed not in trained.seeds:
             seeds = ', '.join(map(str, trained.seeds))
@@ -224,7 +229,7 @@ def collect_from_run(
         for episode in (episode for part in parts for episode in part):
             frames = np.split(episode['observations'], trained.frame_stack, axis=-1)
             episode['observations'] = frames[-1]
-    return _write_parts(path, parts, arrange, save)
+    return _write_parts(path, parts, write)
 
 
 def collect_episodes(env, policy, key, num_episodes=None, num_transitions=None, seed=0):
@@ -242,7 +247,8 @@ def collect_episodes(env, policy, key, num_episodes=None, num_transitions=None, 
     Returns:
         A list of episodes: dicts of `observations` (T + 1, ...), `actions` (T, ...), `rewards`
         (T,), the booleans `terminated` and `truncated`, and where the environment simulates with
-        MuJoCo `qpos` and `qvel` (T + 1, ...), with buttons `button_states` (T + 1, ...).
+        MuJoCo `qpos` and `qvel` (T + 1, ...), with dm_control `physics` (T + 1, ...), with buttons
+        `button_states` (T + 1, ...).
 
     Raises:
         ValueError: Unless exactly one of the two numbers is given, and positive.
@@ -383,32 +389,76 @@ def to_d4rl(episodes):
     return {name: np.concatenate(values) for name, values in columns.items()}
 
 
-def _format_of(path):
-    """Returns what arranges and what saves episodes in the format of a path's ending."""
-    formats = {'.npz': (to_ogbench, 'ogbench'), '.hdf5': (to_d4rl, 'd4rl')}
+def to_exorl(episodes):
+    """Arranges episodes as ExORL's files hold them.
+
+    Args:
+        episodes: List of episodes from `collect_episodes`, in an environment of dm_control.
+
+    Returns:
+        A list of dicts, one per episode, of `observation` (T + 1, D), `action` (T + 1, A),
+        `reward`, `discount` (T + 1, 1) as float32 and `physics` (T + 1, S) as float64. The first
+        row has the first observation and belongs to no transition: its action and reward are zero,
+        its discount is one.
+    """
+    return [
+        {
+            'observation': _observations(e['observations']),
+            'action': np.roll(_with_zero_row(e['actions']), 1, axis=0),
+            'reward': np.append(0, e['rewards']).astype(np.float32)[:, None],
+            'discount': np.append(1, 1 - _last_row(e, e['terminated'])).astype(np.float32)[:, None],
+            'physics': e['physics'],
+        }
+        for e in episodes
+    ]
+
+
+def _writer_of(path, env_name):
+    """Returns what writes a list of episodes to a path, in the format that its ending stands for.
+
+    It refuses what cannot be written, before anything is collected.
+    """
+    formats = {
+        '.npz': (to_ogbench, ogbench.save),
+        '.hdf5': (to_d4rl, d4rl.save),
+        '': (to_exorl, exorl.save_episodes),
+    }
     suffix = Path(path).suffix
     if suffix not in formats:
         raise ValueError(
-            f"{path} must end in '.npz' (OGBench's format) or '.hdf5' (D4RL's), not {suffix!r}"
+            f"{path} must end in '.npz' (OGBench's format) or '.hdf5' (D4RL's), or be a folder "
+            f"(ExORL's), not {suffix!r}"
         )
-    arrange, module = formats[suffix]
-    return arrange, importlib.import_module(f'purerl.data.{module}').save
+    if not suffix:
+        _check_episode_folder(path, env_name)
+    arrange, save = formats[suffix]
+    return lambda path, episodes: save(path, arrange(episodes))
+
+
+def _check_episode_folder(path, env_name):
+    if not is_dmc(env_name):
+        raise ValueError(
+            f"{path} has no ending, which stands for ExORL's format, but that is for tasks of "
+            f"dm_control, not for {env_name}: end it in '.npz' (OGBench's) or '.hdf5' (D4RL's)"
+        )
+    if exorl.holds_episodes(path):
+        raise ValueError(f'{path} holds episodes already; choose another folder, or empty it')
 
 
 def _collect_parts(env, policy, sizes, seed):
-    """Collects the training and then the validation episodes."""
-    train_key, val_key = random.split(random.key(seed))
-    return (
-        collect_episodes(env, policy, train_key, *sizes[0], seed=seed),
-        collect_episodes(env, policy, val_key, *sizes[1], seed=None),
-    )
+    """Collects the training and then, if there is to be one, the validation part."""
+    keys = random.split(random.key(seed))
+    return [
+        collect_episodes(env, policy, key, *size, seed=part_seed)
+        for key, size, part_seed in zip(keys, sizes, (seed, None), strict=False)
+    ]
 
 
-def _write_parts(path, parts, arrange, save):
+def _write_parts(path, parts, write):
     path = Path(path)
-    paths = [path, path.with_name(f'{path.stem}-val{path.suffix}')]
+    paths = [path, path.with_name(f'{path.stem}-val{path.suffix}')][: len(parts)]
     for part_path, episodes in zip(paths, parts, strict=True):
-        save(part_path, arrange(episodes))
+        write(part_path, episodes)
     return paths
 
 
@@ -419,11 +469,15 @@ def _check_size(num_episodes, num_transitions):
         raise ValueError('the number of episodes or transitions must be positive')
 
 
-def _sizes_of_parts(num_episodes, num_transitions):
-    """Returns episodes and transitions to train on, and those to validate on: a tenth of them."""
+def _sizes_of_parts(path, num_episodes, num_transitions):
+    """Returns episodes and transitions of each part: to train on, and to validate on a tenth.
+
+    A folder of episodes has one part.
+    """
     _check_size(num_episodes, num_transitions)
     sizes = num_episodes, num_transitions
-    return sizes, tuple(None if size is None else max(1, size // 10) for size in sizes)
+    validation = tuple(None if size is None else max(1, size // 10) for size in sizes)
+    return (sizes, validation) if Path(path).suffix else (sizes,)
 
 
 def _collect_oracle_parts(env_name, dataset_type, sizes, episode_length, seed):
@@ -435,7 +489,7 @@ def _collect_oracle_parts(env_name, dataset_type, sizes, episode_length, seed):
     episodes = collect_oracle_episodes(
         env_name, dataset_type, sum(counts), seed, episode_length=episode_length
     )
-    parts = episodes[: counts[0]], episodes[counts[0] :]
+    parts = [episodes[: counts[0]], episodes[counts[0] :]]
     for part, (_, num_transitions) in zip(parts, sizes, strict=True):
         if num_transitions is not None:
             rest = num_transitions - episode_length * (len(part) - 1)
@@ -564,6 +618,8 @@ def _simulator_state(env):
     state = {}
     if hasattr(data, 'qpos') and hasattr(data, 'qvel'):
         state = {'qpos': np.array(data.qpos), 'qvel': np.array(data.qvel)}
+    if hasattr(env, 'physics_state'):
+        state['physics'] = env.physics_state()
     if hasattr(env, '_cur_button_states'):
         state['button_states'] = np.array(env._cur_button_states)
     return state

@@ -5,12 +5,17 @@
 
 Each field of a `Settings` dataclass is a flag of that name; each field of the agent's config is
 the dotted flag ``--agent.<field>``. Mistakes end the program before anything is built.
+
+A file of configs takes an argument, as in ml_collections: ``--agent=<file>.py:<argument>`` calls
+its ``get_config(argument)``. If it has ``get_settings(argument)`` too, the flags that this names
+have other defaults; those given on the command line go before them.
 """
 
 import dataclasses
 import difflib
 import importlib
 import importlib.util
+import inspect
 import re
 import sys
 import types
@@ -42,14 +47,17 @@ class Agent:
     """An algorithm to train.
 
     Attributes:
-        path: its file, relative to the library's root where it belongs to the library.
+        path: its file, relative to the library's root where it belongs to the library, with
+            ``:<argument>`` where one was given.
         agent_class: the class that the file defines or imports.
         config: what the file's `get_config` returned, with overrides.
+        settings: the defaults of flags that the file has for this config.
     """
 
     path: str
     agent_class: type
     config: ml_collections.ConfigDict
+    settings: Mapping = dataclasses.field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -64,25 +72,50 @@ def load_agent(path: str, overrides: Mapping | None = None) -> Agent:
     """Load an agent's file.
 
     Args:
-        path: a Python file with `get_config()` and one agent class.
+        path: a Python file with `get_config()` and one agent class, with ``:<argument>`` where
+            `get_config` takes one.
         overrides: config fields to replace.
 
     Returns:
         The agent.
 
     Raises:
-        RunError: if there is no such file, or it is not an agent's; or for an unknown field.
+        RunError: if there is no such file, or it is not an agent's; or for an unknown field or
+            argument.
     """
     file = find_file(path)
     module = _load_module(file)
     if not callable(getattr(module, 'get_config', None)):
         raise RunError(f'{file} is no agent file: it has no function get_config()')
-    config = module.get_config()
+    _, argument = split_path(path)
+    config = _call(module.get_config, argument, path)
+    settings = {}
+    if hasattr(module, 'get_settings'):
+        settings = _call(module.get_settings, argument, path)
     for key, value in (overrides or {}).items():
         _check_key(config, key, path)
         config[key] = value
     config.lock()
-    return Agent(_stored_path(file), load_agent_class(path), config)
+    stored = _stored_path(file) if argument is None else f'{_stored_path(file)}:{argument}'
+    return Agent(stored, load_agent_class(path), config, settings)
+
+
+def split_path(path: str) -> tuple[str, str | None]:
+    """Split ``<file>.py:<argument>`` into the file and the argument, None where there is none."""
+    match = re.fullmatch(r'(.*\.py):(.*)', str(path), re.DOTALL)
+    return (match[1], match[2]) if match else (str(path), None)
+
+
+def _call(function, argument, path):
+    """Call a function of an agent's file, with the argument where there is one."""
+    parameters = inspect.signature(function).parameters.values()
+    if argument is None:
+        if any(parameter.default is parameter.empty for parameter in parameters):
+            raise RunError(f'{path} needs an argument: --agent={path}:<argument>')
+        return function()
+    if not parameters:
+        raise RunError(f'{split_path(path)[0]} takes no argument, so that :{argument} is too much')
+    return function(argument)
 
 
 def load_agent_class(path: str) -> type:
@@ -111,9 +144,13 @@ def load_agent_class(path: str) -> type:
 def find_file(path: str) -> Path:
     """Find a Python file from the working directory or else from the library's root.
 
+    Args:
+        path: the file; an argument after it (``:<argument>``) is ignored.
+
     Raises:
         RunError: if there is none; the message has the nearest names beside it.
     """
+    path, _ = split_path(path)
     for base in (Path.cwd(), ROOT):
         file = (base / Path(path).expanduser()).resolve()
         if file.is_file():
@@ -217,7 +254,14 @@ def _kind(field) -> type:
     return next((t for t in typing.get_args(field.type) if t is not type(None)), field.type)
 
 
-def _define_flags(settings_class: type, flag_values: flags.FlagValues) -> None:
+def _define_flags(settings_class: type, flag_values: flags.FlagValues, agent) -> None:
+    defaults = {} if agent is None else agent.settings
+    names = [field.name for field in dataclasses.fields(settings_class)]
+    for name in defaults:
+        if name not in names:
+            raise RunError(
+                f'{agent.path} sets the flag --{name}, which this launcher does not have'
+            )
     define = {
         bool: flags.DEFINE_boolean,
         int: flags.DEFINE_integer,
@@ -225,7 +269,7 @@ def _define_flags(settings_class: type, flag_values: flags.FlagValues) -> None:
         str: flags.DEFINE_string,
     }
     for field in dataclasses.fields(settings_class):
-        arguments = (field.name, field.default)
+        arguments = (field.name, defaults.get(field.name, field.default))
         description, choices = field.metadata['help'], field.metadata['choices']
         if choices is not None:
             flags.DEFINE_enum(*arguments, choices, description, flag_values=flag_values)
@@ -264,11 +308,12 @@ def parse(
     """
     flag_values = flags.FlagValues()
     argv = [argv[0], *flag_values.read_flags_from_files(list(argv[1:]), force_gnu=True)]
-    _define_flags(settings_class, flag_values)
     agent = None
     if default_agent is not None:
         path, argv = _take_agent(argv, default_agent)
         agent = load_agent(path)
+    _define_flags(settings_class, flag_values, agent)
+    if agent is not None:
         for key in _overridden(argv):
             _check_key(agent.config, key, path)
         config_flags.DEFINE_config_dict(

@@ -31,7 +31,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from purerl.core import random
+from purerl.core import jit, random
 from purerl.core.checkpoint import load_checkpoint
 from purerl.core.flax_io import load_flax, restore_flax
 from purerl.data.dataset import Dataset
@@ -58,6 +58,15 @@ from purerl.train.run import Run, RunSettings, create_agents
 from purerl.train.seeds import over_seeds, stack, unstack
 
 PROVIDED = frozenset({'next_actions', 'goals', 'augmentations', 'model_rollouts'})
+# The entry of batches by which each of them is recognised.
+_ENTRIES = {
+    'next_actions': 'next_actions',
+    'value_goals': 'goals',
+    'actor_goals': 'goals',
+    'aug1_observations': 'augmentations',
+}
+_FLAT_ENCODERS = (None, 'mlp')
+_REHEARSAL_ROWS = 2
 _METHODS = ('pretrain', 'finetune', 'pretraining_loss', 'finetuning_loss', 'sample_actions')
 
 
@@ -68,13 +77,14 @@ class Settings(RunSettings):
     env_name: str = setting('cube-single-play-singletask-v0', 'Environment (dataset) name.')
     pretraining_dataset: str | None = setting(
         None,
-        'Dataset to pretrain on: a file (OGBench .npz with its -val.npz, D4RL .hdf5), or a name '
-        '(OGBench, Minari); by default the one that env_name names.',
+        'Dataset to pretrain on: a file (OGBench .npz with its -val.npz, ExORL .hdf5 with its '
+        '_val.hdf5, D4RL .hdf5), a folder of ExORL episodes, or a name (OGBench, ExORL, Minari); '
+        'by default the one that env_name names.',
     )
     finetuning_dataset: str | None = setting(
         None,
         "Dataset to finetune on; by default pretraining_dataset, or for a name env_name's "
-        'finetuning data (...-ft-singletask-...).',
+        "finetuning data (...-ft-singletask-..., or the task's labelled data of ExORL).",
     )
     restore_path: str | None = setting(
         None, "Start from this run's agent: its folder, or that of the original's params_*.pkl."
@@ -216,6 +226,62 @@ def _check_agent(agent, settings):
         raise RunError('with num_seeds, all seeds augment at once: p_aug must be 0 or 1')
 
 
+def _check_encoder(agent, observations):
+    """Refuse an encoder of images for vectors, and none for images."""
+    encoder, shape = agent.config.get('encoder'), tuple(observations.shape[1:])
+    flat = encoder in _FLAT_ENCODERS
+    if len(shape) == 3 and flat:
+        raise RunError(
+            f'the observations are images of shape {shape}, which agent.encoder={encoder} does not '
+            'read: choose one of images, such as --agent.encoder=impala_small'
+        )
+    if len(shape) == 1 and not flat:
+        raise RunError(
+            f'the observations are vectors of {shape[0]} numbers, which agent.encoder={encoder} '
+            'does not read: leave --agent.encoder out, or choose mlp'
+        )
+
+
+def _rehearse(agent_file, agent, phases, settings):
+    """Compute the losses of a few rows, uncompiled: what does not fit is found before the run."""
+    steps = {'pretraining': settings.pretraining_steps, 'finetuning': settings.finetuning_steps}
+    for phase, data in phases.items():
+        batch = data.train.sample(_REHEARSAL_ROWS, np.random.RandomState(0))
+        try:
+            if steps[phase]:
+                with jit.use_mode('off'):
+                    _rehearse_phase(phase, agent, batch)
+        except (KeyError, ValueError) as error:
+            reason = _misfit(agent_file.agent_class, batch, error)
+            if reason is None:
+                raise
+            raise RunError(f'{agent_file.path} cannot use these data: {reason}') from error
+
+
+def _rehearse_phase(phase, agent, batch):
+    if phase == 'pretraining':
+        agent.pretraining_loss(batch)
+        return
+    if hasattr(agent, 'infer_latent'):
+        latent = to_numpy(agent.infer_latent(batch))
+        batch['latents'] = np.tile(latent, (_REHEARSAL_ROWS, 1))
+    agent.finetuning_loss(batch)
+
+
+def _misfit(agent_class, batch, error) -> str | None:
+    """Explain what a loss raised; None for a KeyError that is not about batches."""
+    message = str(error)
+    wanted = [entry for entry in _ENTRIES if entry in message and entry not in batch]
+    if isinstance(error, KeyError):
+        if not wanted:
+            return None
+        message = f'the batch lacks {error} (it has {", ".join(batch)})'
+    if not wanted:
+        return message
+    needs = ', '.join(repr(_ENTRIES[entry]) for entry in wanted)
+    return f'{message}; the class {agent_class.__name__} has to declare {needs} in `needs`'
+
+
 def _with_data_settings(agent, settings):
     """Tell an agent with goals, whose sampler reads them from its config, how data comes."""
     if 'goals' not in agent.needs:
@@ -305,11 +371,13 @@ def train(agent: Agent, settings: Settings) -> dict:
         # The original's example batch, whose draw the batches come after.
         examples = [world.batch(phases['pretraining'].train, 1) for world in worlds]
         example = {key: torch.from_numpy(examples[0][key]) for key in ('observations', 'actions')}
+        _check_encoder(agent, example['observations'])
         agents = create_agents(agent, settings.seeds, example)
+        _rehearse(agent, agents[0], phases, settings)
         if 'model_rollouts' in agent.needs:
-            arrays = phases['finetuning'].train.arrays
+            batch = phases['finetuning'].train.sample(1, np.random.RandomState(0))
             for world, seed in zip(worlds, settings.seeds, strict=True):
-                world.rollouts = ModelRollouts(arrays, agent.config, seed)
+                world.rollouts = ModelRollouts(batch, agent.config, seed)
         if settings.restore_path is not None and not run.start:
             path, epoch = settings.restore_path, settings.restore_epoch
             agents = [restore_agent(member, path, epoch) for member in agents]

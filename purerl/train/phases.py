@@ -1,15 +1,18 @@
 """The data of pretraining and finetuning, as an agent needs it."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from purerl.core import trees
+from purerl.data import exorl
 from purerl.data.check import DatasetError
 from purerl.data.dataset import Dataset
 from purerl.data.goals import GCDataset
 from purerl.data.load import load_dataset
+from purerl.envs import dmc
 from purerl.envs.make import ogbench_env_id
 from purerl.train.config import Agent, RunError
 
@@ -32,22 +35,31 @@ def load_phases(agent: Agent, settings) -> dict[str, Data]:
         'pretraining' and 'finetuning', each normalised with its own statistics.
 
     Raises:
-        DatasetError: if one is missing, damaged, or lacks what the agent needs.
+        DatasetError: if one is missing, damaged, or lacks what the agent needs, or if they do not
+            have the same shapes.
     """
     sources = dataset_names(settings)
     sizes = {'pretraining': settings.pretraining_size, 'finetuning': settings.finetuning_size}
     loaded: dict = {}
     phases = {}
     for phase, source in sources.items():
-        if (source, sizes[phase]) not in loaded:
-            loaded[source, sizes[phase]] = _load_data(agent, settings, source, sizes[phase])
-        phases[phase] = loaded[source, sizes[phase]]
+        options = _load_options(settings, phase, source, sizes[phase])
+        key = (source, sizes[phase], *options.items())
+        if key not in loaded:
+            loaded[key] = _load_data(agent, settings, source, sizes[phase], options)
+        phases[phase] = loaded[key]
+    if settings.finetuning_steps:
+        _check_rewards(_transitions(phases['finetuning'].train))
+    _check_same_shapes(phases)
     return phases
 
 
 def dataset_names(settings) -> dict[str, str]:
     """Return the path or name of each phase's dataset, from `purerl.train.offline.Settings`."""
     given = settings.pretraining_dataset or settings.finetuning_dataset
+    if given is None and dmc.is_dmc(settings.env_name):
+        files = exorl.exorl_files(settings.env_name)
+        return {phase: path.stem for phase, path in files.items()}
     finetuning = settings.finetuning_dataset or settings.pretraining_dataset
     if given is None:
         before, separator, after = settings.env_name.partition('-singletask')
@@ -55,20 +67,33 @@ def dataset_names(settings) -> dict[str, str]:
     return {'pretraining': given or settings.env_name, 'finetuning': finetuning}
 
 
-def _load_data(agent, settings, source, size):
-    options = {}
-    if source.endswith('.npz') and 'singletask' in settings.env_name:
-        options['env_name'] = ogbench_env_id(settings.env_name)
+def _load_options(settings, phase, source, size):
+    """Return what `load_dataset` is to be told about a source."""
+    path = Path(source).expanduser()
+    if path.suffix == '.npz' and 'singletask' in settings.env_name:
+        return {'env_name': ogbench_env_id(settings.env_name)}
+    if exorl.find(source) is not None or (path.is_file() and exorl.is_aggregated(path)):
+        return {'max_size': size}
+    if phase == 'finetuning' and exorl.holds_episodes(path):
+        return {'env_name': settings.env_name}
+    return {}
+
+
+def _load_data(agent, settings, source, size, options):
     train, val = load_dataset(source, **options)
-    if settings.finetuning_steps and 'rewards' not in train:
-        raise DatasetError(
-            f'{source}: no rewards to finetune on; choose a single-task --env_name '
-            '(cube-single-play-singletask-v0, for one), from which OGBench computes them'
-        )
     return Data(
         _dataset(agent, settings, train, size, source),
         None if val is None else _dataset(agent, settings, val, size, f'{source} (validation)'),
     )
+
+
+def _check_rewards(data):
+    if 'rewards' not in data:
+        raise DatasetError(
+            f'{data.name}: no rewards to finetune on; choose a single-task --env_name '
+            '(cube-single-play-singletask-v0, for one), from which OGBench computes them, or '
+            '--finetuning_dataset=<data with rewards>'
+        )
 
 
 def _dataset(agent, settings, arrays, size, name):
@@ -92,6 +117,27 @@ def _dataset(agent, settings, arrays, size, name):
     return GCDataset(dataset, agent.config) if 'goals' in agent.needs else dataset
 
 
+def _check_same_shapes(phases):
+    first, *others = [
+        _transitions(data)
+        for phase in phases.values()
+        for data in (phase.train, phase.val)
+        if data is not None
+    ]
+    for other in others:
+        for key in ('observations', 'actions'):
+            expected, shape = first[key].shape[1:], other[key].shape[1:]
+            if shape != expected:
+                raise DatasetError(
+                    f'{other.name}: {key} have shape {shape}, but those of {first.name} have '
+                    f'{expected}; one agent is trained on both, so collect them in one environment'
+                )
+
+
+def _transitions(data) -> Dataset:
+    return data.dataset if isinstance(data, GCDataset) else data
+
+
 def by_frames(normalize: Callable, frame_stack: int | None) -> Callable:
     """Apply a function of single observations to ones that the environment has stacked."""
     if frame_stack is None:
@@ -106,7 +152,7 @@ def by_frames(normalize: Callable, frame_stack: int | None) -> Callable:
 
 def normalization(data: Dataset | GCDataset) -> dict:
     """Return the arguments of `purerl.data.dataset.normalize` that normalise as a dataset does."""
-    dataset = data.dataset if isinstance(data, GCDataset) else data
+    dataset = _transitions(data)
     return {
         'mean': dataset.obs_mean,
         'var': dataset.obs_var,

@@ -1,6 +1,7 @@
 """The offline launcher, from the command line's flags to the files that it leaves."""
 
 import dataclasses
+import functools
 import json
 
 import numpy as np
@@ -13,8 +14,10 @@ from purerl.agents.infom.rebrac import ReBRACAgent, get_config
 from purerl.core import jit, random, trees
 from purerl.core.checkpoint import load_checkpoint
 from purerl.core.flax_io import save_flax
+from purerl.data import exorl
 from purerl.data.check import DatasetError
-from purerl.train import offline, phases
+from purerl.envs.make import make
+from purerl.train import loop, offline, phases
 from purerl.train.collect import collect
 from purerl.train.config import ROOT, RunError, load_agent
 from purerl.train.plotting import read_csv
@@ -157,6 +160,11 @@ def test_equal_phases_share_their_data(dataset):
         ({'finetuning_dataset': 'b.npz'}, ('b.npz', 'b.npz')),
         ({'pretraining_dataset': 'a.npz', 'finetuning_dataset': 'b'}, ('a.npz', 'b')),
         ({'env_name': 'D4RL/door/human-v2'}, ('D4RL/door/human-v2', 'D4RL/door/human-v2')),
+        (
+            {'env_name': 'walker_flip'},
+            ('rnd_reward_free_walker', 'rnd_reward_labeled_walker_flip'),
+        ),
+        ({'env_name': 'walker_flip', 'finetuning_dataset': 'b.hdf5'}, ('b.hdf5', 'b.hdf5')),
     ],
 )
 def test_where_datasets_come_from(flags, expected):
@@ -217,6 +225,106 @@ def test_mistakes_stop_before_anything_is_written(tmp_path, dataset, changes, er
     with pytest.raises(error, match=message):
         run(tmp_path, dataset, **changes)
     assert not list(tmp_path.iterdir())
+
+
+def walker_data(num, seed):
+    rng = np.random.RandomState(seed)
+    ends = np.zeros(num)
+    ends[9::10] = 1
+    return {
+        'observations': rng.standard_normal((num, 24)),
+        'actions': rng.uniform(-1, 1, (num, 6)),
+        'next_observations': rng.standard_normal((num, 24)),
+        'terminals': ends,
+        'masks': np.ones(num),
+    }
+
+
+def test_exorls_files_by_the_name_of_a_task(tmp_path, monkeypatch):
+    monkeypatch.setattr(exorl, 'FOLDER', str(tmp_path))
+    exorl.save(tmp_path / 'rnd_reward_free_walker.hdf5', walker_data(40, 0))
+    exorl.save(tmp_path / 'rnd_reward_free_walker_val.hdf5', walker_data(20, 1))
+    labelled = {**walker_data(30, 2), 'rewards': np.ones(30)}
+    exorl.save(tmp_path / 'rnd_reward_labeled_walker_flip.hdf5', labelled)
+    agent = load_agent('purerl/agents/infom/rebrac.py', SMALL)
+    changes = {'env_name': 'walker_flip', 'pretraining_dataset': None, 'log_interval': 1}
+    settings = settings_for(tmp_path, None, **changes, pretraining_size=35)
+    loaded = phases.load_phases(agent, settings)
+    assert [data.train.size for data in loaded.values()] == [35, 30]
+    assert 'rewards' not in loaded['pretraining'].train
+    for module in (offline, loop):
+        monkeypatch.setattr(module, 'make', functools.partial(make, max_episode_steps=15))
+    summary = offline.train(agent, settings)
+    assert 0 <= summary['return'][0] <= 15
+    table = read_csv(tmp_path / 'runs/run/pretraining_train.csv')
+    assert np.isfinite(table['validation/bc/bc_loss']).all()
+    evaluations = read_csv(tmp_path / 'runs/run/finetuning_eval.csv')
+    assert list(evaluations['evaluation/episode.length']) == [15]
+
+
+def test_data_without_rewards_is_not_for_finetuning(tmp_path):
+    file = tmp_path / 'free.hdf5'
+    exorl.save(file, walker_data(40, 0))
+    agent = load_agent('purerl/agents/infom/rebrac.py', SMALL)
+    settings = settings_for(tmp_path, file, env_name='walker_flip')
+    with pytest.raises(DatasetError, match=r'free\.hdf5: no rewards to finetune on'):
+        offline.train(agent, settings)
+    assert not (tmp_path / 'runs').exists()
+    settings = dataclasses.replace(settings, finetuning_steps=0)
+    assert offline.train(agent, settings)['return'] is None
+
+
+def test_datasets_of_two_environments_are_refused(tmp_path, dataset):
+    other = tmp_path / 'car.hdf5'
+    collect('MountainCarContinuous-v0', other, policy='random', num_transitions=20)
+    with pytest.raises(DatasetError, match=r'car\.hdf5: observations have shape \(2,\).*\(3,\)'):
+        run(tmp_path / 'runs', dataset, finetuning_dataset=other)
+    assert not (tmp_path / 'runs').exists()
+
+
+@pytest.mark.parametrize(
+    ('agent', 'changes', 'message'),
+    [
+        ('rebrac', {'encoder': 'impala_debug'}, 'vectors of 3 numbers.*leave --agent.encoder out'),
+        ('infom', {'encoder': 'mlp'}, 'set clip_flow_goals=False'),
+    ],
+)
+def test_an_encoder_that_does_not_fit(tmp_path, dataset, agent, changes, message):
+    agent = load_agent(f'purerl/agents/infom/{agent}.py', changes)
+    with pytest.raises(RunError, match=message):
+        offline.train(agent, settings_for(tmp_path, dataset))
+    assert not (tmp_path / 'runs').exists()
+
+
+@pytest.mark.parametrize('encoder', [None, 'mlp'])
+def test_images_want_an_encoder_of_images(tmp_path, dataset, monkeypatch, encoder):
+    load = phases.load_dataset
+
+    def load_images(name):
+        train, val = load(name)
+        images = np.zeros((len(train['actions']), 8, 8, 3), np.uint8)
+        return {**train, 'observations': images, 'next_observations': images}, val
+
+    monkeypatch.setattr(phases, 'load_dataset', load_images)
+    agent = load_agent('purerl/agents/infom/rebrac.py', {'encoder': encoder})
+    with pytest.raises(RunError, match=r'images of shape \(8, 8, 3\).*impala_small'):
+        offline.train(agent, settings_for(tmp_path, dataset, eval_interval=0))
+    assert not (tmp_path / 'runs').exists()
+
+
+def test_entries_that_an_agent_reads_and_does_not_declare(tmp_path, dataset):
+    undeclared = ("frozenset({'next_actions'})", 'frozenset()')
+    agent = copy_of_rebrac(tmp_path, undeclared)
+    message = "lacks '?next_actions.*ReBRACAgent has to declare 'next_actions' in `needs`"
+    with pytest.raises(RunError, match=message):
+        offline.train(agent, settings_for(tmp_path, dataset))
+    assert not (tmp_path / 'runs').exists()
+
+
+def test_a_bug_in_a_loss_keeps_its_traceback(tmp_path, dataset):
+    agent = copy_of_rebrac(tmp_path, ("self.config['alpha_actor']", "{}['a table of its own']"))
+    with pytest.raises(KeyError, match='a table of its own'):
+        offline.train(agent, settings_for(tmp_path, dataset))
 
 
 def test_an_online_agent_is_sent_to_the_other_loop(tmp_path):
@@ -290,7 +398,7 @@ def test_targets_are_reset_and_latents_inferred_between_the_phases(tmp_path, dat
             '    def target_reset(self):\n'
             '        return self.replace(rng=torch.full_like(self.rng, 7))\n\n'
             '    def infer_latent(self, batch):\n'
-            "        assert len(batch['rewards']) == 20\n"
+            "        assert len(batch['rewards']) in (20, 2)  # two in the rehearsal\n"
             "        return torch.ones(2) * batch['rewards'].mean()\n\n"
             '    def target_update(',
         ),

@@ -1,5 +1,6 @@
 """Recordings made with the recording helper replay."""
 
+import types
 from collections.abc import Mapping
 
 import numpy as np
@@ -9,9 +10,9 @@ import torch
 from experiments.reference.case import load
 from experiments.reference.record import Recorder
 from experiments.reference.replay import replay
-from purerl.agents.infom import rebrac
+from purerl.agents.infom import rebrac, td_infonce
 from purerl.agents.jaxrl5 import sac
-from purerl.core import jit, random
+from purerl.core import jit, optim, random
 
 
 def batch(seed, size=4, **extra):
@@ -49,6 +50,55 @@ def test_recorded_offline_agent_replays(tmp_path):
     assert report.failures == []
     kinds = {'key', 'init', 'info', 'params', 'opt', 'step', 'actions'}
     assert report.errors.keys() == kinds
+
+
+def test_ill_conditioned_agents_are_recorded_op_by_op(tmp_path):
+    config = td_infonce.get_config()
+    sizes = ('actor_hidden_dims', 'value_hidden_dims', 'reward_hidden_dims')
+    config.update({**dict.fromkeys(sizes, (8,)), 'latent_dim': 4})
+    examples = torch.zeros(1, 5), torch.zeros(1, 2)
+    goals = {name: np.eye(4, 5, dtype=np.float32) for name in ('value_goals', 'actor_goals')}
+    goals['next_actions'] = np.zeros((4, 2), np.float32)
+    recorder = Recorder('infom', 'td_infonce', 'fork', seed=3, config=config)
+    with jit.use_mode('off'):
+        recorder.run(
+            td_infonce.TDInfoNCEAgent.create(3, *examples, config),
+            ops=[
+                ('pretrain', batch(0, **goals), {}),
+                ('target_reset', None, {}),
+                ('finetune', batch(1, **goals), {'full_update': True}),
+                ('finetune', batch(2, **goals), {'full_update': False}),
+            ],
+            examples=examples,
+        )
+    recorder.save(tmp_path / 'td_infonce__fork.safetensors')
+    case = load(tmp_path / 'td_infonce__fork.safetensors')
+    assert case.children('params') == ['0', '1', '2', '3']
+    report = replay(case, 'off')
+    assert report.failures == []
+    assert report.left_out
+
+
+def test_agents_that_ops_change_in_place_are_recorded(tmp_path):
+    class Agent:
+        """As the InFOM original: target_reset writes into the parameters and returns None."""
+
+        def __init__(self):
+            self.rng = np.zeros(2, np.uint32)
+            adam = optim.ScaleByAdamState(count=np.int32(0), mu={}, nu={})
+            self.network = types.SimpleNamespace(
+                params={'x': np.ones(1), 'y': np.zeros(1)}, opt_state=(adam,), step=1
+            )
+
+        def target_reset(self):
+            self.network.params['y'] = self.network.params['x']
+
+    recorder = Recorder('infom', 'anything', 'fork', seed=0, config={})
+    agent = Agent()
+    assert recorder.run(agent, ops=[('target_reset', None, {})]) is agent
+    recorder.save(tmp_path / 'x.safetensors')
+    tensors = load(tmp_path / 'x.safetensors').tensors
+    assert (tensors['init/y'], tensors['params/0/y']) == ([0], [1])
 
 
 def test_recorded_online_agent_replays(tmp_path):

@@ -1,6 +1,7 @@
 """Replays recordings of the JAX originals through purerl."""
 
 import dataclasses
+import re
 from pathlib import Path
 
 import pytest
@@ -24,12 +25,17 @@ TRACED = [
 # relative to the size of tiny moments, hence the larger figure.
 EXPECTED = {'opt': 1e-5}
 
+# Only rounding moves these (docs/reference_cases.md), and no others are left out.
+NOISE = r'(params/\d+|opt/\d+/[mn]u)/modules_critic/psi/(Dense|LayerNorm)_\d+/bias'
+NOISY = ('infom/td_infonce__', 'infom/crl_infonce__penalty0')
+
 
 @pytest.mark.parametrize('path', TRACED, ids=name_of)
 def test_recording_is_reproduced(path):
     report = replay(load(path), 'trace')
     assert report.failures == []
-    assert report.left_out == []
+    assert bool(report.left_out) == name_of(path).startswith(NOISY)
+    assert all(re.fullmatch(NOISE, name) for name in report.left_out)
     for kind, error in report.errors.items():
         assert error <= EXPECTED.get(kind, 5e-6), f'{kind}: {error}'
 

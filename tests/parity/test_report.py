@@ -222,6 +222,18 @@ def test_only_the_last_layer_is_ill_conditioned():
     layers = [f'params/0/modules_critic/psi/Dense_{i}/bias' for i in range(11)]
     assert [compare._is_last(pattern, name, layers) for name in layers] == [False] * 10 + [True]
     assert not compare._is_last(pattern, 'params/0/modules_critic/phi/Dense_2/bias', layers)
+    assert not compare._is_last(pattern, 'params/0/modules_target_critic/psi/Dense_2/bias', layers)
+
+
+def test_conditions_of_ill_conditioning():
+    def found(agent, **config):
+        return compare.conditioning_of('infom', agent, config) is not None
+
+    assert found('td_infonce', logsumexp_penalty_coeff=0.01)
+    assert found('crl_infonce', contrastive_loss='forward_infonce', logsumexp_penalty_coeff=0)
+    assert not found('crl_infonce', contrastive_loss='forward_infonce', logsumexp_penalty_coeff=0.1)
+    assert not found('crl_infonce', contrastive_loss='symmetric_infonce', logsumexp_penalty_coeff=0)
+    assert not found('rebrac', logsumexp_penalty_coeff=0)
 
 
 # --- Files and the command -----------------------------------------------------------------------

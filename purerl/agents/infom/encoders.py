@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 import torch
 
 from purerl.agents.infom.networks import MLP
-from purerl.core import nn
+from purerl.core import nn, random
 
 
 class ResnetStack(nn.Module):
@@ -247,3 +247,26 @@ def make_encoder(name: str) -> nn.Module:
     if name not in encoder_modules:
         raise ValueError(f'unknown encoder {name!r}; known: {", ".join(sorted(encoder_modules))}')
     return encoder_modules[name]()
+
+
+def encoding_dim(name: str | None, observations) -> int:
+    """Return the size of the encodings that a registered encoder makes of observations.
+
+    Args:
+        name: the encoder; None for observations that are used as they are.
+        observations: an example batch (B, ...).
+
+    Raises:
+        ValueError: if the encoder is unknown, or these are not observations for it.
+    """
+    shape = tuple(observations.shape[1:])
+    if name is None:
+        if len(shape) != 1:
+            raise ValueError(f'observations of shape {shape} need an encoder, impala_small for one')
+        return shape[0]
+    encoder = make_encoder(name)
+    rank, kind = (1, 'vectors') if isinstance(encoder, MLP) else (3, 'images')
+    if len(shape) != rank:
+        raise ValueError(f'the encoder {name} takes {kind}, not observations of shape {shape}')
+    params = nn.init(encoder, random.key(0), observations)
+    return nn.apply(encoder, params, observations).shape[-1]

@@ -26,6 +26,7 @@ from purerl.agents.jaxrl5.networks import (
 )
 from purerl.core import nn, optim, random, trees
 from purerl.core.jit import jit
+from purerl.core.loops import fori
 from purerl.core.ops import polyak
 from purerl.core.state import TrainState
 from purerl.core.trees import FrozenDict
@@ -121,17 +122,7 @@ class SACLearner:
         grads, info = torch.func.grad(temperature_loss_fn, has_aux=True)(self.temp.params)
         return self.replace(temp=self.temp.apply_gradients(grads)), info
 
-    @jit
-    def _critic_step(self, batch):
-        return self.update_critic(batch)[0]
-
-    @jit
-    def _full_step(self, batch):
-        new_agent, critic_info = self.update_critic(batch)
-        new_agent, actor_info = new_agent.update_actor(batch)
-        new_agent, temp_info = new_agent.update_temperature(actor_info['entropy'])
-        return new_agent, {**actor_info, **critic_info, **temp_info}
-
+    @jit(static_argnames=('utd_ratio',))
     def update(self, batch, utd_ratio: int = 1):
         """Take `utd_ratio` critic steps on slices of the batch, then one step of the rest.
 
@@ -148,15 +139,17 @@ class SACLearner:
         size = len(batch['rewards'])
         if size % utd_ratio:
             raise ValueError(f'a batch of {size} does not divide into utd_ratio={utd_ratio} parts')
-        size //= utd_ratio
+        parts = trees.map(lambda x: x.unflatten(0, (utd_ratio, -1)), batch)
 
-        def mini_batch(i):
-            return trees.map(lambda x: x[size * i : size * (i + 1)], batch)
+        def critic_step(i, agent, parts):
+            return agent.update_critic(trees.map(lambda x: x.index_select(0, i[None])[0], parts))[0]
 
-        new_agent = self
-        for i in range(utd_ratio - 1):
-            new_agent = new_agent._critic_step(mini_batch(i))
-        return new_agent._full_step(mini_batch(utd_ratio - 1))
+        new_agent = fori(utd_ratio - 1, critic_step, self, parts) if utd_ratio > 1 else self
+        last = trees.map(lambda x: x[-1], parts)
+        new_agent, critic_info = new_agent.update_critic(last)
+        new_agent, actor_info = new_agent.update_actor(last)
+        new_agent, temp_info = new_agent.update_temperature(actor_info['entropy'])
+        return new_agent, {**actor_info, **critic_info, **temp_info}
 
     @jit
     def sample_actions(self, observations):

@@ -8,12 +8,24 @@ import pytest
 import torch
 
 from experiments.configs.jaxrl5 import droq, redq
-from purerl.agents.infom import iql, rebrac
+from purerl.agents.infom import (
+    crl_infonce,
+    dino_rebrac,
+    encoders,
+    fb_repr,
+    hilp,
+    infom,
+    iql,
+    mbpo_rebrac,
+    rebrac,
+    td_infonce,
+)
+from purerl.agents.infom.networks import MLP
 from purerl.agents.jaxrl5 import sac
 from purerl.core import random, trees
 from purerl.core.jit import CompiledFunction, jit, use_mode, vmap
 
-OBSERVATIONS, ACTIONS, BATCH = 5, 3, 16
+OBSERVATIONS, ACTIONS, LATENTS, BATCH = 5, 3, 4, 16
 
 INFOM = {
     'actor_hidden_dims': (16, 8),
@@ -30,6 +42,7 @@ class Case(NamedTuple):
     get_config: Any
     overrides: dict
     steps: dict  # name: (agent, batch) -> (agent, info)
+    prepare: Any = lambda agent: agent  # what comes after `create`
 
 
 OFFLINE = {
@@ -39,10 +52,76 @@ OFFLINE = {
 }
 ONLINE = {
     'update': lambda agent, batch: agent.update(batch),
-    'utd_4': lambda agent, batch: agent.update(batch, 4),
+    'utd_4': lambda agent, batch: agent.update(
+        {name: x for name, x in batch.items() if not name.startswith('observation_')}, 4
+    ),
 }
+MODELLED = {  # critic and actor on transitions of a model, or on the data
+    **OFFLINE,
+    'modelled': lambda agent, batch: agent.finetune(
+        {**batch, **{f'model_{name}': batch[name][::-1].copy() for name in batch}}
+    ),
+}
+
+
+def centre_per_row(agent):
+    """Give DINO's centre and its moments the shape that they get in the first full update."""
+    name = 'modules_target_repr_center'
+
+    def widen(tree):
+        wide = tree[name]['value'].expand(BATCH, -1).clone()
+        return {**tree, name: {'value': wide}}
+
+    network = agent.network
+    adam, *rest = network.opt_state
+    adam = adam._replace(mu=widen(adam.mu), nu=widen(adam.nu))
+    network = network.replace(params=widen(network.params), opt_state=(adam, *rest))
+    return agent.replace(network=network)
+
+
+DINO = functools.partial(
+    Case, dino_rebrac.DINOReBRACAgent, dino_rebrac.get_config, prepare=centre_per_row
+)
+HILP = functools.partial(Case, hilp.HILPAgent, hilp.get_config)
 IQL = functools.partial(Case, iql.IQLAgent, iql.get_config)
 SAC = functools.partial(Case, sac.SACLearner)
+
+
+def without_noise(step):
+    """Put back the last biases of psi: their gradient is zero, so that only rounding moves them."""
+
+    def quiet_step(agent, batch):
+        agent, info = step(agent, batch)
+        params = agent.network.params
+        psi = dict(params['modules_critic']['psi'])
+        for layer in ('Dense_2', 'LayerNorm_1'):
+            psi[layer] = {**psi[layer], 'bias': torch.zeros_like(psi[layer]['bias'])}
+        critic = {**params['modules_critic'], 'psi': psi}
+        network = agent.network.replace(params={**params, 'modules_critic': critic})
+        return agent.replace(network=network), info
+
+    return quiet_step
+
+
+TD_STEPS = {name: without_noise(step) for name, step in OFFLINE.items()}
+CRL = functools.partial(Case, crl_infonce.CRLInfoNCEAgent, crl_infonce.get_config)
+TD = functools.partial(Case, td_infonce.TDInfoNCEAgent, td_infonce.get_config)
+CRL_SIZES = {**INFOM, 'reward_hidden_dims': (16, 8), 'latent_dim': LATENTS}
+del CRL_SIZES['tau']
+FLOW = functools.partial(Case, infom.InFOMAgent, infom.get_config)
+FLOW_SIZES = {
+    'intention_encoder_hidden_dims': (16, 8),
+    'reward_hidden_dims': (16, 8),
+    'latent_dim': LATENTS,
+    'num_flow_goals': 3,
+    'num_flow_steps': 4,
+}
+FB = functools.partial(Case, fb_repr.ForwardBackwardRepresentationAgent, fb_repr.get_config)
+FB_SIZES = {
+    'forward_repr_hidden_dims': (16, 8),
+    'backward_repr_hidden_dims': (16, 8),
+    'latent_dim': LATENTS,
+}
 CASES = {
     'rebrac': Case(
         rebrac.ReBRACAgent,
@@ -53,6 +132,72 @@ CASES = {
     'iql_awr': IQL(INFOM, OFFLINE),
     'iql_ddpgbc': IQL({**INFOM, 'actor_loss': 'ddpgbc'}, OFFLINE),
     'iql_ddpgbc_std': IQL({**INFOM, 'actor_loss': 'ddpgbc', 'const_std': False}, OFFLINE),
+    'dino_rebrac': DINO(overrides={**INFOM, 'encoder': 'mlp'}, steps=OFFLINE),
+    'dino_rebrac_alphas': DINO(
+        overrides={
+            **INFOM,
+            'encoder': 'mlp',
+            'alpha_actor': 0.1,
+            'alpha_critic': 0.1,
+            'normalize_q_loss': False,
+            'tanh_squash': False,
+        },
+        steps=OFFLINE,
+    ),
+    'hilp': HILP({**INFOM, 'latent_dim': LATENTS}, OFFLINE),
+    'hilp_std': HILP({**INFOM, 'latent_dim': LATENTS, 'const_std': False}, OFFLINE),
+    'fb_repr': FB({**INFOM, **FB_SIZES}, OFFLINE),
+    'fb_repr_std': FB(
+        {**INFOM, **FB_SIZES, 'const_std': False, 'repr_agg': 'min', 'normalize_q_loss': True},
+        OFFLINE,
+    ),
+    'mbpo_rebrac': Case(
+        mbpo_rebrac.MBPOReBRACAgent,
+        mbpo_rebrac.get_config,
+        {
+            **INFOM,
+            'transition_hidden_dims': (16, 8),
+            'reward_hidden_dims': (16, 8),
+            'alpha_actor': 0.1,
+            'alpha_critic': 0.1,
+        },
+        MODELLED,
+    ),
+    'crl_infonce': CRL(CRL_SIZES, OFFLINE),
+    'crl_infonce_symmetric': CRL(
+        {
+            **CRL_SIZES,
+            'contrastive_loss': 'symmetric_infonce',
+            'const_std': False,
+            'normalize_q_loss': False,
+        },
+        OFFLINE,
+    ),
+    'td_infonce': TD({**CRL_SIZES, 'tau': 0.1}, TD_STEPS),
+    'td_infonce_min': TD(
+        {
+            **CRL_SIZES,
+            'tau': 0.1,
+            'logit_agg': 'min',
+            'const_std': False,
+            'normalize_q_loss': False,
+        },
+        TD_STEPS,
+    ),
+    'infom': FLOW({**INFOM, **FLOW_SIZES}, OFFLINE),
+    'infom_encoding': FLOW(
+        {
+            **INFOM,
+            **FLOW_SIZES,
+            'critic_latent_type': 'encoding',
+            'q_agg': 'mean',
+            'normalize_q_loss': True,
+            'const_std': False,
+            'clip_flow_goals': False,
+            'value_layer_norm': True,
+        },
+        OFFLINE,
+    ),
     'sac': SAC(sac.get_config, JAXRL5, ONLINE),
     'redq': SAC(redq.get_config, {**JAXRL5, 'num_qs': 4}, ONLINE),
     'droq': SAC(droq.get_config, {**JAXRL5, 'critic_dropout_rate': 0.2}, ONLINE),
@@ -60,6 +205,7 @@ CASES = {
 # What the temperature of an entropy bonus or a penalty would shift in the probes.
 PROBES = {
     'rebrac': {'alpha_actor': 0.0, 'alpha_critic': 0.0},
+    'mbpo_rebrac': {'alpha_actor': 0.0, 'alpha_critic': 0.0},
     'iql_awr': {'alpha': 100.0},
     'iql_ddpgbc': {'alpha': 0.0},
     'sac': {'backup_entropy': False, 'init_temperature': 1e-4, 'temp_lr': 0.0},
@@ -78,7 +224,7 @@ def make_agent(name, seed=0, observations=OBSERVATIONS, actions=ACTIONS, **overr
     config = case.get_config()
     config.update({**case.overrides, **overrides})
     examples = torch.zeros(1, observations), torch.zeros(1, actions)
-    return case.cls.create(seed, *examples, config)
+    return case.prepare(case.cls.create(seed, *examples, config))
 
 
 def make_batch(seed=0):
@@ -91,8 +237,15 @@ def make_batch(seed=0):
         'masks': masks,
         'next_observations': rng.standard_normal((BATCH, OBSERVATIONS)).astype(np.float32),
         'next_actions': rng.uniform(-0.9, 0.9, (BATCH, ACTIONS)).astype(np.float32),
+        'value_goals': rng.standard_normal((BATCH, OBSERVATIONS)).astype(np.float32),
+        'actor_goals': rng.standard_normal((BATCH, OBSERVATIONS)).astype(np.float32),
+        'relabeled_rewards': masks - 1,
+        'relabeled_masks': masks,
+        'latents': rng.standard_normal((BATCH, LATENTS)).astype(np.float32),
         'terminals': 1 - masks,
         'dones': 1 - masks,
+        'observation_min': np.full(OBSERVATIONS, -1.5, np.float32),
+        'observation_max': np.full(OBSERVATIONS, 1.5, np.float32),
     }
 
 
@@ -116,6 +269,12 @@ def assert_close(ours, expected):
 def identical(first, second):
     pairs = zip(trees.leaves(first), trees.leaves(second), strict=True)
     return all(torch.equal(a, b) for a, b in pairs)
+
+
+@pytest.fixture(autouse=True)
+def small_encoder(monkeypatch):
+    small = functools.partial(MLP, hidden_dims=(16, 8), layer_norm=True)
+    monkeypatch.setitem(encoders.encoder_modules, 'mlp', small)
 
 
 all_agents = pytest.mark.parametrize('name', CASES)
@@ -228,12 +387,21 @@ def test_info_holds_finite_scalars(name, step):
         assert torch.isfinite(value), key
 
 
+OWN_TARGETS = {
+    **dict.fromkeys(['fb_repr', 'fb_repr_std'], ('modules_target_critic',)),
+    **dict.fromkeys(['dino_rebrac', 'dino_rebrac_alphas'], ('modules_target_repr_center',)),
+}
+
+
 @all_agents
 def test_targets_start_as_copies(name):
     agent = make_agent(name)
     if hasattr(agent, 'network'):
         params = agent.network.params
-        for target in [key for key in params if 'target' in key]:
+        own = OWN_TARGETS.get(
+            name, ()
+        )  # without an online network, or, for parity, not synchronised
+        for target in [key for key in params if 'target' in key and key not in own]:
             assert identical(params[target], params[target.replace('target_', '')])
     else:
         assert identical(agent.target_critic.params, agent.critic.params)
@@ -246,7 +414,10 @@ def sampled(agent, observations, seed=0):
     if hasattr(agent, 'eval_actions'):
         agent = agent.replace(rng=random.key(seed))
         return agent.sample_actions(observations)[0]
-    return agent.sample_actions(observations, seed=random.key(seed))
+    inputs = {}
+    if hasattr(agent, 'infer_latent'):
+        inputs['latents'] = np.ones((*observations.shape[:-1], LATENTS), np.float32)
+    return agent.sample_actions(observations, seed=random.key(seed), **inputs)
 
 
 @all_agents
@@ -293,6 +464,12 @@ def test_online_actions_advance_the_key_and_evaluation_does_not(name):
     [
         (rebrac.ReBRACAgent, rebrac.get_config, 'rebrac'),
         (iql.IQLAgent, iql.get_config, 'iql'),
+        (fb_repr.ForwardBackwardRepresentationAgent, fb_repr.get_config, 'fb_repr'),
+        (mbpo_rebrac.MBPOReBRACAgent, mbpo_rebrac.get_config, 'mbpo_rebrac'),
+        (hilp.HILPAgent, hilp.get_config, 'hilp'),
+        (crl_infonce.CRLInfoNCEAgent, crl_infonce.get_config, 'crl_infonce'),
+        (td_infonce.TDInfoNCEAgent, td_infonce.get_config, 'td_infonce'),
+        (infom.InFOMAgent, infom.get_config, 'infom'),
         (sac.SACLearner, sac.get_config, 'sac'),
         (redq.SACLearner, redq.get_config, 'redq'),
         (droq.SACLearner, droq.get_config, 'droq'),
@@ -303,7 +480,7 @@ def test_every_shipped_config_builds(cls, get_config, name):
     assert config.agent_name == name
     assert get_config() is not config
     agent = cls.create(0, torch.zeros(1, 17), torch.zeros(1, 6), config)
-    assert cls.needs <= {'next_actions', 'goals', 'augmentations'}
+    assert cls.needs <= {'next_actions', 'goals', 'augmentations', 'model_rollouts'}
     config.agent_name = 'changed'  # the agent keeps what it was made with
     assert agent.config['agent_name'] == name
 
@@ -314,6 +491,13 @@ def test_every_shipped_config_builds(cls, get_config, name):
         ('iql_awr', {'actor_loss': 'bc'}, "actor_loss must be awr or ddpgbc, got 'bc'"),
         ('iql_awr', {'encoder': 'impalla'}, "unknown encoder 'impalla'"),
         ('rebrac', {'encoder': 'impalla'}, "unknown encoder 'impalla'"),
+        ('fb_repr', {'repr_agg': 'max'}, "repr_agg must be mean or min, got 'max'"),
+        ('fb_repr', {'latent_dim': 1}, 'latent_dim must be above 1, got 1'),
+        ('fb_repr', {'encoder': 'impalla'}, "unknown encoder 'impalla'"),
+        ('crl_infonce', {'encoder': 'impalla'}, "unknown encoder 'impalla'"),
+        ('td_infonce', {'encoder': 'impalla'}, "unknown encoder 'impalla'"),
+        ('mbpo_rebrac', {'encoder': 'impalla'}, "unknown encoder 'impalla'"),
+        ('mbpo_rebrac', {'model_next_actions': 'own'}, "neighbours or policy, got 'own'"),
         ('sac', {'num_min_qs': 3}, 'num_min_qs=3 must lie between 1 and num_qs=2'),
         ('redq', {'num_min_qs': 0}, 'num_min_qs=0 must lie between 1'),
     ],

@@ -1,10 +1,11 @@
 import numpy as np
 import pytest
 
+from purerl.agents.infom import crl_infonce, td_infonce
 from purerl.core import random
 from purerl.data.check import DatasetError
 from purerl.data.dataset import Dataset
-from purerl.data.goals import GCDataset
+from purerl.data.goals import GCDataset, require_goals
 
 ENDS = (9, 24, 39)
 
@@ -155,11 +156,92 @@ def test_a_dataset_without_episodes_is_refused():
         GCDataset(dataset(ends=()), config())
 
 
+def test_a_dataset_that_says_nothing_about_episodes_is_refused():
+    arrays = {key: array for key, array in dataset().arrays.items() if key != 'terminals'}
+    with pytest.raises(DatasetError, match=r"walk.npz: there is neither 'terminals' nor 'dones'"):
+        GCDataset(Dataset(arrays, name='walk.npz'), config())
+
+
 def test_probabilities_must_sum_to_one():
-    with pytest.raises(ValueError, match=r'actor_p_curgoal .* must be 1, not 0.7'):
+    with pytest.raises(DatasetError, match=r'actor_p_curgoal .* must be 1, not 0.7'):
         GCDataset(dataset(), config(actor_p_trajgoal=0.7))
 
 
 def test_the_configs_frame_stack_must_be_the_datasets():
-    with pytest.raises(ValueError, match='frame_stack is 3 in the config, but None'):
+    with pytest.raises(DatasetError, match='frame_stack is 3 in the config, but None'):
         GCDataset(dataset(), config(frame_stack=3))
+
+
+def test_a_config_without_what_goals_are_drawn_by_is_refused():
+    for missing in (['discount'], ['actor_geom_sample', 'gc_negative']):
+        entries = {name: value for name, value in config().items() if name not in missing}
+        with pytest.raises(DatasetError, match=f'lacks {", ".join(missing)}, by which goals'):
+            GCDataset(dataset(), entries)
+
+
+def test_geometric_distances_need_a_discount_below_one():
+    with pytest.raises(DatasetError, match=r'discount of 1\.0 makes endless'):
+        GCDataset(dataset(), config(discount=1.0))
+    uniform = {'value_geom_sample': False, 'actor_geom_sample': False}
+    GCDataset(dataset(), config(discount=1.0, **uniform)).sample(4, np.random.RandomState(0))
+
+
+# --- Agents' own configs --------------------------------------------------------------------------
+
+agents_configs = pytest.mark.parametrize('module', [crl_infonce, td_infonce])
+
+
+@agents_configs
+def test_agents_configs_draw_later_states(module):
+    sampler = GCDataset(dataset(), module.get_config())
+    idxs = np.random.RandomState(1).randint(40, size=500)
+    batch = sampler.sample(500, np.random.RandomState(0), idxs)
+    for kind in ('value', 'actor'):
+        require_goals(batch, f'{kind}_goals')
+        goals = batch[f'{kind}_goals'][:, 0]
+        assert (goals >= np.minimum(idxs + 1, end_of(idxs))).all()
+        assert (goals <= end_of(idxs)).all()
+
+
+@agents_configs
+@pytest.mark.parametrize(
+    'overrides',
+    [
+        {'value_p_curgoal': 0.5, 'value_p_trajgoal': 0.5},
+        {'value_p_randomgoal': 0.5, 'value_p_trajgoal': 0.5},
+        {'actor_p_curgoal': 0.5, 'actor_p_trajgoal': 0.5},
+        {'actor_p_randomgoal': 0.5, 'actor_p_trajgoal': 0.5},
+        {'value_geom_sample': False},
+        {'actor_geom_sample': True},
+        {'discount': 0.5},
+        {'gc_negative': False},
+        {'relabel_reward': True},
+    ],
+    ids=lambda overrides: next(iter(overrides)),
+)
+def test_every_entry_of_agents_configs_about_goals_counts(module, overrides):
+    batches = []
+    for changes in ({}, overrides):
+        entries = module.get_config()
+        assert all(name in entries for name in changes)
+        entries.update(changes)
+        sampler = GCDataset(dataset(), entries)
+        batches.append(sampler.sample(200, np.random.RandomState(0)))
+    plain, changed = batches
+    assert any((plain[key] != changed[key]).any() for key in plain)
+    kind = next(iter(overrides)).partition('_')[0]
+    if kind in ('value', 'actor'):
+        assert (plain[f'{kind}_goals'] != changed[f'{kind}_goals']).any()
+
+
+# --- What agents ask of batches -------------------------------------------------------------------
+
+
+def test_batches_must_hold_a_goal_for_each_observation():
+    batch = {'observations': np.zeros((4, 2)), 'value_goals': np.zeros((4, 4, 2))}
+    with pytest.raises(ValueError, match=r'lacks actor_goals .*GCDataset'):
+        require_goals(batch, 'actor_goals')
+    expected = r'value_goals have shape \(4, 4, 2\), .*value_geom_start_offset above 1 .*to 1'
+    with pytest.raises(ValueError, match=expected):
+        require_goals(batch, 'value_goals')
+    require_goals({**batch, 'value_goals': np.ones((4, 2))}, 'value_goals')

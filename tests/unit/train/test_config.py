@@ -1,4 +1,5 @@
 import dataclasses
+import importlib
 import re
 from pathlib import Path
 
@@ -93,6 +94,107 @@ def test_a_file_without_config(tmp_path):
     file.write_text('from purerl.agents.jaxrl5.sac import SACLearner\n')
     with pytest.raises(RunError, match='no function get_config'):
         load_agent(str(file))
+
+
+CONFIGS = """
+from purerl.agents.infom import rebrac
+from purerl.agents.infom.rebrac import ReBRACAgent
+
+def get_config(tau):
+    config = rebrac.get_config()
+    config.tau = float(tau)
+    return config
+
+def get_settings(tau):
+    return {'pretraining_steps': 7, 'inplace_aug': False, 'frame_stack': 2}
+"""
+
+
+@pytest.fixture
+def configs(tmp_path):
+    file = tmp_path / 'configs.py'
+    file.write_text(CONFIGS)
+    return file
+
+
+def test_a_file_of_configs_takes_an_argument(configs):
+    agent = load_agent(f'{configs}:0.25')
+    assert agent.config.tau == 0.25
+    assert agent.path == f'{configs}:0.25'
+    assert load_agent(agent.path, {'tau': 0.5}).config.tau == 0.5
+    assert load_agent_class(agent.path) is ReBRACAgent
+
+
+def test_flags_go_before_the_settings_of_a_config(configs):
+    flags = (f'--agent={configs}:0.25', '--frame_stack=3', '--agent.lr=1e-2')
+    arguments = parse(['program', *flags], offline.Settings, REBRAC)
+    settings = arguments.settings
+    assert (settings.pretraining_steps, settings.inplace_aug) == (7, False)
+    assert settings.frame_stack == 3
+    assert settings.finetuning_steps == offline.Settings().finetuning_steps
+    assert (arguments.agent.config.tau, arguments.agent.config.lr) == (0.25, 1e-2)
+
+
+@pytest.mark.parametrize(
+    ('path', 'message'),
+    [
+        ('{configs}', 'needs an argument: --agent='),
+        ('{configs}:0.5', 'sets the flag --pretraining_steps, which this launcher does not have'),
+        (f'{REBRAC}:x', 'takes no argument, so that :x is too much'),
+        (f'{REBRAC}c:x', 'there is no agent file'),
+        (
+            'experiments/configs/infom/rebrac.py:visual_cube_sinlge',
+            r'no .* values for .visual_cube_sinlge.; did you mean visual_cube_single\?.*cheetah,',
+        ),
+        ('experiments/configs/infom/rebrac.py', 'rebrac needs a domain.*cheetah, cube_single'),
+    ],
+)
+def test_mistakes_about_the_argument(configs, path, message):
+    with pytest.raises(RunError, match=message):
+        parse_online(f'--agent={path.format(configs=configs)}')
+
+
+PUBLISHED = {
+    path.stem: importlib.import_module(f'experiments.configs.infom.{path.stem}')
+    for path in (ROOT / 'experiments/configs/infom').glob('[!_]*.py')
+    if path.stem != 'domains'
+}
+
+
+@pytest.mark.parametrize(
+    ('name', 'domain'), [(name, domain) for name in PUBLISHED for domain in PUBLISHED[name].DOMAINS]
+)
+def test_published_configs_are_of_the_agents_they_name(name, domain):
+    own = load_agent(f'purerl/agents/infom/{name}.py')
+    path = f'experiments/configs/infom/{name}.py:{domain}'
+    arguments = parse(['program', f'--agent={path}'], offline.Settings, REBRAC)
+    agent, settings = arguments.agent, arguments.settings
+    assert (agent.name, agent.agent_class) == (name, own.agent_class)
+    assert set(agent.config) == set(own.config)
+    changed = {key for key in own.config if agent.config[key] != own.config[key]}
+    assert changed <= set(PUBLISHED[name].DOMAINS[domain])
+    visual = domain.startswith('visual')
+    assert visual == (agent.config.encoder == 'impala_small')
+    assert settings.frame_stack == (3 if visual else None)
+    assert settings.total_steps == (350_000 if visual else 1_500_000)
+    assert settings.env_name.replace('-', '_').startswith(domain)
+
+
+def test_some_published_values():
+    assert len(PUBLISHED) == 9
+    assert sum(len(module.DOMAINS) for module in PUBLISHED.values()) == 32
+    infom = load_agent('experiments/configs/infom/infom.py:scene').config
+    values = infom.latent_dim, infom.expectile, infom.kl_weight, infom.alpha
+    assert values == (128, 0.99, 0.2, 300.0)
+    dino = load_agent('experiments/configs/infom/dino_rebrac.py:visual_cube_single')
+    assert dino.settings['p_aug'] == 1.0
+    assert (dino.settings['num_aug'], dino.settings['inplace_aug']) == (2, False)
+
+
+def test_numbers_may_be_written_as_in_the_originals_commands():
+    flags = ('--pretraining_steps=250_000', '--inplace_aug=0', '--p_aug=0.5')
+    settings = parse(['program', *flags], offline.Settings, REBRAC).settings
+    assert (settings.pretraining_steps, settings.inplace_aug) == (250_000, False)
 
 
 def test_flags_and_overrides():
@@ -209,7 +311,11 @@ def test_wide_networks():
 def test_loops_do_not_know_agents_by_name():
     names = {path.stem for path in (ROOT / 'purerl/agents').rglob('*.py')}
     names -= {'__init__', 'networks', 'encoders', 'infom'}
-    for file in [*(ROOT / 'purerl/train').glob('*.py'), ROOT / 'experiments/online.py']:
+    launchers = [
+        file for file in (ROOT / 'experiments').glob('*.py') if 'import launch' in file.read_text()
+    ]
+    assert {'online', 'offline', 'pretrain_finetune'} <= {file.stem for file in launchers}
+    for file in [*(ROOT / 'purerl/train').glob('*.py'), *launchers]:
         lines = Path(file).read_text().splitlines()
         code = [line for line in lines if 'purerl/agents/' not in line]
         assert not [line for line in code for name in names if f"'{name}'" in line]
