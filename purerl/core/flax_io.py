@@ -74,7 +74,8 @@ def restore_flax(agent, state_dict: Mapping):
 
     Args:
         agent: a tree whose paths are the state dict's: an agent of the same algorithm with the
-            same network sizes. Its values are not used.
+            same network sizes. Its values are not used. Leaves below the names in its class's
+            `changes_shape`, if it has that, may have other shapes.
         state_dict: what `load_flax` returns, or ``flax.serialization.to_state_dict``; mappings of
             any kind (``FrozenDict``) of arrays and numbers. Keys, uint32 there, become int64.
 
@@ -87,11 +88,13 @@ def restore_flax(agent, state_dict: Mapping):
     """
     given = dict(trees.leaves_with_path(_plain_dicts(state_dict)))
     expected = dict(trees.leaves_with_path(agent))
+    flexible = getattr(agent, 'changes_shape', frozenset())
     restored, misfits = [], []
     for path, like in expected.items():
         if path in given:
             try:
-                restored.append(_restore_leaf(given[path], like))
+                fixed = flexible.isdisjoint(path)
+                restored.append(_restore_leaf(given[path], like, fixed))
             except ValueError as error:
                 misfits.append(f'{"/".join(path)} ({error})')
     missing = ['/'.join(path) for path in expected if path not in given]
@@ -152,11 +155,11 @@ def _plain_dicts(node):
     return node
 
 
-def _restore_leaf(value, like):
+def _restore_leaf(value, like, fixed_shape):
     """Return `value` as the kind of leaf that `like` is.
 
     Raises:
-        ValueError: if shape or kind of dtype differ, or the value does not fit.
+        ValueError: if shape (where it is fixed) or kind of dtype differ, or the value does not fit.
     """
     spec = as_tensor(like)
     array = np.asarray(value)
@@ -164,7 +167,8 @@ def _restore_leaf(value, like):
         array = array.astype(np.float32)
     wanted = f'{str(spec.dtype).removeprefix("torch.")} {tuple(spec.shape)}'
     kinds = 'b' if spec.dtype == torch.bool else 'iuf' if spec.is_floating_point() else 'iu'
-    if array.shape != tuple(spec.shape) or array.dtype.kind not in kinds:
+    misshapen = fixed_shape and array.shape != tuple(spec.shape)
+    if misshapen or array.dtype.kind not in kinds:
         raise ValueError(f'{array.dtype} {array.shape}, expected {wanted}')
     # PyTorch knows neither other byte orders nor, in most conversions, the wider unsigned dtypes.
     native = np.int64 if array.dtype.kind == 'u' else array.dtype.newbyteorder('=')

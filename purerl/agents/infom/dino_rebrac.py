@@ -35,6 +35,7 @@ class DINOReBRACAgent:
     config: Any = trees.static()
 
     needs: ClassVar[frozenset[str]] = frozenset({'next_actions', 'augmentations'})
+    # So that checkpoints of finetuning fit a new agent (see `target_center_update`).
     changes_shape: ClassVar[frozenset[str]] = frozenset({'modules_target_repr_center'})
 
     @staticmethod

@@ -43,6 +43,10 @@ def least_squares(a, b):
     return vt.mT @ (inverse * (u.mT @ b))
 
 
+def _value_info(value_loss, v):
+    return {'value_loss': value_loss, 'v_mean': v.mean(), 'v_max': v.max(), 'v_min': v.min()}
+
+
 @trees.dataclass
 class HILPAgent:
     """Goal-reaching values -||phi(s) - phi(g)||, and IQL for the skills along directions of phi."""
@@ -79,12 +83,7 @@ class HILPAgent:
         expectile = self.config['expectile']
         value_loss = self.expectile_loss(adv, q1 - v1, expectile).mean()
         value_loss = value_loss + self.expectile_loss(adv, q2 - v2, expectile).mean()
-        return value_loss, {
-            'value_loss': value_loss,
-            'v_mean': v.mean(),
-            'v_max': v.max(),
-            'v_min': v.min(),
-        }
+        return value_loss, _value_info(value_loss, v)
 
     def skill_value_loss(self, batch, grad_params):
         """Expectile regression of the skills' V on the smaller target Q."""
@@ -94,12 +93,7 @@ class HILPAgent:
         q = torch.minimum(q1, q2)
         v = self.network.select('skill_value')(*inputs, goal_encoded=True, params=grad_params)
         value_loss = self.expectile_loss(q - v, q - v, self.config['expectile']).mean()
-        return value_loss, {
-            'value_loss': value_loss,
-            'v_mean': v.mean(),
-            'v_max': v.max(),
-            'v_min': v.min(),
-        }
+        return value_loss, _value_info(value_loss, v)
 
     def skill_critic_loss(self, batch, grad_params):
         """Squared TD error of both skill critics against V of the next observation."""
@@ -341,12 +335,12 @@ def get_config():
             'value_p_trajgoal': 0.625,  # Probability of a later state of the episode.
             'value_p_randomgoal': 0.375,  # Probability of a random state.
             'value_geom_sample': True,  # Whether the distance to later states is geometric.
-            'value_geom_start_offset': 1,  # Where geometric distances start; has no such effect.
-            'actor_p_curgoal': 0.0,  # Likewise for the actor goals.
-            'actor_p_trajgoal': 1.0,  # Likewise.
-            'actor_p_randomgoal': 0.0,  # Likewise.
-            'actor_geom_sample': False,  # Likewise.
-            'actor_geom_start_offset': 1,  # Likewise.
+            'value_geom_start_offset': 1,  # Keep at 1 (see purerl.data.goals).
+            'actor_p_curgoal': 0.0,  # The same five for actor goals, which are drawn too.
+            'actor_p_trajgoal': 1.0,
+            'actor_p_randomgoal': 0.0,
+            'actor_geom_sample': False,
+            'actor_geom_start_offset': 1,
             'gc_negative': True,  # Rewards 0 at the goal and -1 elsewhere, instead of 1 and 0.
         }
     )

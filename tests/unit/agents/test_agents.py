@@ -56,11 +56,18 @@ ONLINE = {
         {name: x for name, x in batch.items() if not name.startswith('observation_')}, 4
     ),
 }
+
+
+def with_model_entries(batch):
+    """Add the batch itself, backwards, as transitions of a model."""
+    order = list(reversed(range(BATCH)))
+    entries = {f'model_{name}': x[order] for name, x in batch.items() if len(x) == BATCH}
+    return {**batch, **entries}
+
+
 MODELLED = {  # critic and actor on transitions of a model, or on the data
     **OFFLINE,
-    'modelled': lambda agent, batch: agent.finetune(
-        {**batch, **{f'model_{name}': batch[name][::-1].copy() for name in batch}}
-    ),
+    'modelled': lambda agent, batch: agent.finetune(with_model_entries(batch)),
 }
 
 

@@ -8,15 +8,29 @@ import torch
 
 from purerl.agents.infom import encoders
 from purerl.agents.infom.dino_rebrac import DINOReBRACAgent, get_config
+from purerl.agents.infom.networks import MLP
 from purerl.core import random, trees
+from purerl.core.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 from purerl.core.jit import jit, use_mode, vmap
+from purerl.train.seeds import stack
 
 BATCH = 6
-ENCODER = 'impala_debug'
+SIZE = 8  # of a representation
 
 
 @pytest.fixture(autouse=True)
-def traced():
+def traced_and_small(monkeypatch):
+    small = {
+        'mlp': functools.partial(MLP, hidden_dims=(16, SIZE), layer_norm=True),
+        'impala_debug': functools.partial(
+            encoders.ImpalaEncoder, num_blocks=1, stack_sizes=(4, 4), mlp_hidden_dims=(SIZE,)
+        ),
+        'resnet_34': functools.partial(
+            encoders.ResNetEncoder, stage_sizes=(1, 1), num_filters=SIZE // 2
+        ),
+    }
+    for name, encoder in small.items():
+        monkeypatch.setitem(encoders.encoder_modules, name, encoder)
     with use_mode('trace'):
         yield
 
@@ -24,7 +38,7 @@ def traced():
 def make_agent(seed=0, shape=(5,), **overrides):
     config = get_config()
     small = {'actor_hidden_dims': (16,), 'value_hidden_dims': (16,), 'lr': 3e-3, 'tau': 0.1}
-    config.update({**small, 'encoder': 'mlp' if len(shape) == 1 else ENCODER, **overrides})
+    config.update({**small, 'encoder': 'mlp' if len(shape) == 1 else 'impala_debug', **overrides})
     return DINOReBRACAgent.create(seed, torch.zeros(1, *shape), torch.zeros(1, 3), config)
 
 
@@ -71,7 +85,7 @@ def test_the_centre_has_a_row_for_each_of_the_batch_after_a_full_update():
     for full_update in (False, True, False, True):
         agent, _ = agent.finetune(make_batch(), full_update=full_update)
         shapes.append([tuple(x.shape) for x in (center(agent), *moments(agent))])
-    one, rows = (512,), (BATCH, 512)
+    one, rows = (SIZE,), (BATCH, SIZE)
     assert shapes == [[one] * 3, [rows, one, one], [rows] * 3, [rows] * 3]
     assert not any(moment.any() for moment in moments(agent))
 
@@ -87,7 +101,7 @@ def test_the_centre_averages_the_teachers_two_views():
 
 def test_pretraining_does_not_move_the_centre():
     agent, _ = make_agent().pretrain(make_batch())
-    assert torch.equal(center(agent), torch.zeros(512))
+    assert torch.equal(center(agent), torch.zeros(SIZE))
 
 
 def test_shapes_settle_within_one_cycle():
@@ -108,6 +122,26 @@ def test_growing_centres_over_seeds_equal_a_loop():
         for _ in range(2):
             agent, _ = agent.finetune(make_batch())
         torch.testing.assert_close(center(trees.index(stacked, i)), center(agent))
+
+
+@pytest.mark.parametrize('num_seeds', [1, 2])
+def test_checkpoints_of_finetuning_fit_a_new_agent(tmp_path, num_seeds):
+    agents = []
+    for seed in range(num_seeds):
+        agent = make_agent(seed)
+        for _ in range(2):
+            agent, _ = agent.finetune(make_batch(seed))
+        agents.append(agent)
+    save_checkpoint(tmp_path, 2, stack(agents), {})
+    new = stack([make_agent(seed + 7) for seed in range(num_seeds)])
+    loaded, _, _ = load_checkpoint(tmp_path, like=new)
+    assert identical(loaded, stack(agents))
+
+
+def test_checkpoints_of_other_sizes_are_refused(tmp_path):
+    save_checkpoint(tmp_path, 1, make_agent(actor_hidden_dims=(8,)), {})
+    with pytest.raises(CheckpointError, match='modules_actor'):
+        load_checkpoint(tmp_path, like=make_agent())
 
 
 # --- Representations ------------------------------------------------------------------------------
@@ -166,10 +200,8 @@ def test_target_reset_copies_the_encoder_only():
 
 
 @pytest.mark.parametrize('encoder', ['impala_debug', 'resnet_34'])
-def test_images(encoder, monkeypatch):
+def test_images(encoder):
     shape = (8, 8, 3)
-    small = functools.partial(encoders.ResNetEncoder, stage_sizes=(1, 1), num_filters=4)
-    monkeypatch.setitem(encoders.encoder_modules, 'resnet_34', small)
     agent = make_agent(shape=shape, encoder=encoder)
     batch = make_batch(shape=shape)
     with use_mode('off'):

@@ -1,11 +1,13 @@
 """What is particular to HILP: the metric, skills, and how the task's skill is inferred."""
 
+import functools
 import math
 
 import numpy as np
 import pytest
 import torch
 
+from purerl.agents.infom import encoders
 from purerl.agents.infom.hilp import HILPAgent, get_config, least_squares
 from purerl.core import random, trees
 from purerl.core.jit import jit, use_mode, vmap
@@ -161,8 +163,12 @@ def test_the_metric_learns_the_time_between_states():
     torch.testing.assert_close(values, expected, rtol=0, atol=0.05)
 
 
-def test_images():
+def test_images(monkeypatch):
     shape = (8, 8, 3)
+    small = functools.partial(
+        encoders.ImpalaEncoder, num_blocks=1, stack_sizes=(4,), mlp_hidden_dims=(8,)
+    )
+    monkeypatch.setitem(encoders.encoder_modules, 'impala_debug', small)
     agent = make_agent(shape=shape, encoder='impala_debug')
     batch = make_batch(shape=shape)
     agent, info = agent.pretrain(batch)

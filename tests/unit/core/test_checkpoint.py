@@ -418,6 +418,24 @@ def test_the_error_for_another_architecture_names_the_file(tmp_path):
         checkpoint.load_checkpoint(tmp_path, like={'w': torch.ones(1)})
 
 
+@trees.dataclass
+class Growing:
+    centre: Any
+    weight: Any
+
+    changes_shape = frozenset({'centre'})
+
+
+def test_leaves_that_change_shape_may_have_another(tmp_path):
+    centre, weight = {'value': torch.rand(4, 3)}, torch.rand(3)
+    checkpoint.save_checkpoint(tmp_path, 1, Growing(centre, weight), None)
+    like = Growing({'value': torch.zeros(3)}, torch.zeros(3))
+    loaded, _, _ = checkpoint.load_checkpoint(tmp_path, like=like)
+    assert torch.equal(loaded.centre['value'], centre['value'])
+    with pytest.raises(CheckpointError, match='another shape or dtype: weight'):
+        checkpoint.load_checkpoint(tmp_path, like=like.replace(weight=torch.zeros(2)))
+
+
 @pytest.mark.parametrize('arguments', [{'step': -1}, {'step': 1, 'keep': 0}])
 def test_impossible_arguments_are_refused(tmp_path, arguments):
     with pytest.raises(ValueError, match=r'step is -1|keep is 0'):

@@ -529,3 +529,21 @@ def test_old_names_of_the_same_functions_are_known():
 
 def test_a_wrongly_numbered_object_takes_no_memory():
     assert flax_io.load_safe_pickle(io.BytesIO(b'\x80\x04Nr\xff\xff\xff\x7f.')) is None
+
+
+@trees.dataclass
+class Growing:
+    centre: Any
+    weight: Any
+
+    changes_shape = frozenset({'centre'})
+
+
+def test_leaves_that_change_shape_may_have_another():
+    like = Growing({'value': torch.zeros(3)}, torch.zeros(3))
+    state = {'centre': {'value': np.ones((4, 3), np.float32)}, 'weight': np.ones(3, np.float32)}
+    restored = flax_io.restore_flax(like, state)
+    assert torch.equal(restored.centre['value'], torch.ones(4, 3))
+    state['weight'] = np.ones(2, np.float32)
+    with pytest.raises(CheckpointError, match='weight'):
+        flax_io.restore_flax(like, state)
