@@ -29,7 +29,7 @@ import torch
 from torch._functorch.compile_utils import fx_graph_cse
 from torch.fx.experimental.proxy_tensor import get_proxy_mode, make_fx
 
-from purerl.core import trees
+from purerl.core import native, trees
 
 MODES = ('inductor', 'trace', 'off')
 _PYTHON_SCALARS = (bool, int, float)
@@ -308,7 +308,10 @@ _INDUCTOR_OPTIONS = {'size_asserts': False, 'alignment_asserts': False, 'nan_ass
 
 def _generate(graph, leaves):
     """Compile a traced graph with TorchInductor, through its on-disk cache."""
-    with torch._inductor.config.patch(_INDUCTOR_OPTIONS):
+    options = dict(_INDUCTOR_OPTIONS)
+    if native.has_claimed_vectors():
+        options['cpp.vec_isa_ok'] = True
+    with torch._inductor.config.patch(options):
         return torch._inductor.standalone_compile(
             graph, leaves, dynamic_shapes='from_example_inputs'
         )

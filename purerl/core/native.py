@@ -1,4 +1,4 @@
-"""What is native: the C kernels of `random`, and the C library's allocator.
+"""What is native: the C kernels of `random`, vector instructions, the C library's allocator.
 
 The kernels (``threefry.c``) are compiled on first use and kept for later processes.
 
@@ -6,6 +6,7 @@ They return the bits that the numpy code in `random` returns, 20 to 60 times fas
 no C compiler, or with ``PURERL_NATIVE=0`` in the environment, numpy serves.
 """
 
+import contextlib
 import ctypes
 import functools
 import hashlib
@@ -15,6 +16,8 @@ import shutil
 import subprocess
 import tempfile
 from pathlib import Path
+
+import torch
 
 _SOURCE = Path(__file__).with_name('threefry.c')
 # Contraction is off because the fused multiply-adds are written out where XLA has them.
@@ -85,6 +88,35 @@ def _cache_folder() -> Path:
         return (Path(base) if base else Path.home() / '.cache') / 'purerl'
     except RuntimeError:  # no home folder
         return Path(tempfile.gettempdir()) / f'purerl-{os.getuid()}'
+
+
+@functools.cache
+def has_claimed_vectors() -> bool:
+    """Whether the compiler can use all vector instructions that the processor claims to have.
+
+    TorchInductor finds out at every start, in processes that import torch, which takes a second.
+    Here a yes is kept for later processes.
+    """
+    from torch._inductor import config
+    from torch._inductor.cpu_vec_isa import valid_vec_isa_list
+
+    compiler = os.environ.get('CXX') or shutil.which('g++') or ''
+    identity = (torch.__version__.encode(), compiler.encode(), _machine())
+    digest = hashlib.sha256(b'\0'.join(identity)).hexdigest()[:16]
+    path = _cache_folder() / f'vectors-{digest}'
+    if path.exists():
+        return True
+    probed = valid_vec_isa_list()
+    valid_vec_isa_list.cache_clear()
+    with config.patch({'cpp.vec_isa_ok': True}):
+        claimed = valid_vec_isa_list()
+    valid_vec_isa_list.cache_clear()
+    if not probed or probed != claimed:
+        return False
+    with contextlib.suppress(OSError):  # without a folder to write to, the next process asks again
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    return True
 
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's <malloc.h>

@@ -59,3 +59,19 @@ def test_the_environment_switches_it_off(monkeypatch):
         assert native.library() is None
     finally:
         native.library.cache_clear()
+
+
+def test_vector_instructions_are_asked_for_once(monkeypatch, tmp_path):
+    from torch._inductor import cpu_vec_isa
+
+    monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path))
+    native.has_claimed_vectors.cache_clear()
+    try:
+        first = native.has_claimed_vectors()
+        assert first == bool(list(tmp_path.rglob('vectors-*')))
+        assert first == bool(cpu_vec_isa.valid_vec_isa_list())
+        native.has_claimed_vectors.cache_clear()
+        monkeypatch.setattr(cpu_vec_isa, 'valid_vec_isa_list', lambda: pytest.fail('asked again'))
+        assert native.has_claimed_vectors()
+    finally:
+        native.has_claimed_vectors.cache_clear()
