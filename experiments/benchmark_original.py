@@ -20,7 +20,8 @@ FLAGS = flags.FLAGS
 
 
 def load_infom(path: str, name: str, sizes: tuple[int, int], config: dict):
-    """Return (agent, calls) of an InFOM original at its defaults."""
+    """Return (agent, calls) of an InFOM original, configured as ours."""
+    import ml_collections
     import numpy as np
 
     sys.path.insert(0, os.path.join(path, 'infom'))
@@ -28,9 +29,9 @@ def load_infom(path: str, name: str, sizes: tuple[int, int], config: dict):
     sys.modules['agents'] = types.ModuleType('agents')
     sys.modules['agents'].__path__ = [os.path.join(path, 'infom', 'agents')]
     module = importlib.import_module(f'agents.{name}')
-    agent_class = next(v for k, v in vars(module).items() if k.lower() == f'{name}agent')
+    agent_class = next(v for k, v in vars(module).items() if k.endswith('Agent'))
     examples = [np.zeros((1, size), np.float32) for size in sizes]
-    agent = agent_class.create(0, *examples, module.get_config())
+    agent = agent_class.create(0, *examples, ml_collections.ConfigDict(config))
     return agent, {
         'pretrain': lambda agent, batch: agent.pretrain(batch),
         'finetune': lambda agent, batch: agent.finetune(batch, full_update=True),
@@ -68,15 +69,14 @@ def main(_):
     import numpy as np
     from flax.core import frozen_dict
 
-    from purerl.train.benchmark import SIZES, synthetic_batch, time_calls
+    from purerl.train.benchmark import sizes_of, synthetic_batch, time_calls
     from purerl.train.config import load_agent
 
     spec = load_agent(FLAGS.agent)
-    offline = 'batch_size' in spec.config
-    sizes = SIZES['offline' if offline else 'online']
-    load = load_infom if offline else load_jaxrl5
-    agent, calls = load(FLAGS.path, spec.name, sizes, spec.config.to_dict())
-    batch = frozen_dict.freeze(synthetic_batch(FLAGS.batch_size * FLAGS.utd_ratio, *sizes))
+    load = load_infom if 'batch_size' in spec.config else load_jaxrl5
+    agent, calls = load(FLAGS.path, spec.name, sizes_of(spec.config), spec.config.to_dict())
+    size = FLAGS.batch_size * FLAGS.utd_ratio
+    batch = frozen_dict.freeze(synthetic_batch(spec.config, size))
     imported = time.time()
     figures = {}
     for name, call in calls.items():

@@ -32,23 +32,39 @@ def calls_of(agent, utd_ratio: int = 1) -> dict[str, Callable]:
     return {f'update_utd{utd_ratio}': lambda agent, batch: agent.update(batch, utd_ratio)}
 
 
-def synthetic_batch(batch_size: int, observation_dim: int, action_dim: int) -> dict:
-    """Make a batch with every field that an agent on flat observations may ask for (float32)."""
+def sizes_of(config) -> tuple[int, int]:
+    """Return the sizes of observations and actions that an agent is timed with."""
+    return SIZES['offline' if 'batch_size' in config else 'online']
+
+
+def synthetic_batch(config, batch_size: int) -> dict:
+    """Make a batch with every field that an agent with this config may ask for (float32)."""
     rng = np.random.RandomState(0)
+    observation_dim, action_dim = sizes_of(config)
 
     def normal(*shape):
         return rng.randn(*shape).astype(np.float32)
 
-    return {
+    batch = {
         'observations': normal(batch_size, observation_dim),
         'next_observations': normal(batch_size, observation_dim),
         'actions': np.tanh(normal(batch_size, action_dim)),
         'next_actions': np.tanh(normal(batch_size, action_dim)),
         'rewards': normal(batch_size),
         'masks': np.ones(batch_size, np.float32),
-        'terminals': np.zeros(batch_size, np.float32),
-        'dones': np.zeros(batch_size, bool),
     }
+    if 'batch_size' not in config:
+        return {**batch, 'dones': np.zeros(batch_size, bool)}
+    batch |= {
+        'terminals': np.zeros(batch_size, np.float32),
+        'value_goals': normal(batch_size, observation_dim),
+        'actor_goals': normal(batch_size, observation_dim),
+        'relabeled_rewards': -np.ones(batch_size, np.float32),
+        'relabeled_masks': np.ones(batch_size, np.float32),
+        'observation_min': np.full(observation_dim, -4, np.float32),
+        'observation_max': np.full(observation_dim, 4, np.float32),
+    }
+    return batch | {'latents': normal(batch_size, config.get('latent_dim', 1))}
 
 
 def time_calls(call: Callable, state, num_calls: int) -> tuple[float, list[float]]:
@@ -99,11 +115,8 @@ def measure(
         ``gflop`` of its matrix products, and ``peak_mib`` of the process so far.
     """
     native.keep_freed_memory()
-    observation_dim, action_dim = SIZES['offline' if 'batch_size' in spec.config else 'online']
-    batch = trees.map(
-        torch.from_numpy, synthetic_batch(batch_size * utd_ratio, observation_dim, action_dim)
-    )
-    examples = torch.zeros(1, observation_dim), torch.zeros(1, action_dim)
+    batch = trees.map(torch.from_numpy, synthetic_batch(spec.config, batch_size * utd_ratio))
+    examples = [torch.zeros(1, size) for size in sizes_of(spec.config)]
     agents = [spec.agent_class.create(seed, *examples, spec.config) for seed in range(num_seeds)]
     figures = {}
     for name, call in calls_of(agents[0], utd_ratio).items():
