@@ -22,6 +22,7 @@ import os
 import shutil
 import warnings
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -312,6 +313,24 @@ def _generate(graph, leaves):
     if native.has_claimed_vectors():
         options['cpp.vec_isa_ok'] = True
     with torch._inductor.config.patch(options):
-        return torch._inductor.standalone_compile(
-            graph, leaves, dynamic_shapes='from_example_inputs'
-        )
+        while True:
+            try:
+                return torch._inductor.standalone_compile(
+                    graph, leaves, dynamic_shapes='from_example_inputs'
+                )
+            except ImportError as error:
+                if not _drop_damaged(error.path):
+                    raise
+
+
+def _drop_damaged(path: str | None) -> bool:
+    """Remove a library that cannot be loaded from TorchInductor's cache, to be compiled again.
+
+    A compiler that is killed leaves it cut off, and TorchInductor would meet it at every start.
+    """
+    cache = Path(torch._inductor.runtime.cache_dir_utils.cache_dir()).resolve()
+    if path is None or cache not in Path(path).resolve().parents:
+        return False
+    with contextlib.suppress(FileNotFoundError):
+        Path(path).unlink()
+    return True

@@ -1,6 +1,9 @@
 """jit: three modes, one result; one program per structure, shapes and static arguments."""
 
 import functools
+import os
+import subprocess
+import sys
 import warnings
 from typing import Any
 
@@ -325,3 +328,21 @@ def test_mode_for(monkeypatch):
     assert jit_module.mode_for(5_000, wide=True) == 'inductor'
     assert jit_module.mode_for(5_000, wide=False) == 'trace'
     assert jit_module.mode_for(50_000, wide=False) == 'inductor'
+
+
+def test_libraries_that_a_killed_compiler_cut_off_are_compiled_again(tmp_path):
+    program = (
+        'import torch\n'
+        'from purerl.core.jit import jit\n'
+        "fn = jit(lambda x: torch.cumsum(x * x, 0), mode='inductor')\n"
+        'print(fn(torch.arange(4.0)).tolist())\n'
+    )
+    environment = os.environ | {'TORCHINDUCTOR_CACHE_DIR': str(tmp_path)}
+    for _ in range(2):
+        command = [sys.executable, '-c', program]
+        result = subprocess.run(command, env=environment, capture_output=True, text=True)
+        assert result.stdout.strip() == '[0.0, 1.0, 5.0, 14.0]', result.stderr
+        libraries = list(tmp_path.rglob('*.so'))
+        assert libraries
+        for library in libraries:
+            library.write_bytes(b'')
