@@ -19,6 +19,29 @@ def polyak(online, target, tau: float):
     return trees.map(lambda p, tp: p * tau + tp * (1 - tau), online, target)
 
 
+def move_target(network, source, module_name: str, tau: float):
+    """Return `network` with one target network moved towards `source`'s online one (`polyak`).
+
+    Args:
+        network: the `TrainState` of all modules after the gradient step.
+        source: the one from which online and target parameters are taken.
+        module_name: of the online network; its target is named ``target_<module_name>``.
+        tau: rate.
+    """
+    online, target = f'modules_{module_name}', f'modules_target_{module_name}'
+    moved = polyak(source.params[online], source.params[target], tau)
+    return network.replace(params={**network.params, target: moved})
+
+
+def expectile_loss(adv, diff, expectile: float):
+    """Squared `diff`, weighted by `expectile` where `adv` >= 0 and by its complement below.
+
+    Source: Kostrikov et al., "Offline reinforcement learning with implicit Q-learning" (2022).
+    """
+    weight = torch.where(adv >= 0, expectile, 1 - expectile)
+    return weight * diff.square()
+
+
 def prefixed(prefix: str, info: dict) -> dict:
     """Return `info` with every key under ``prefix/``."""
     return {f'{prefix}/{key}': value for key, value in info.items()}

@@ -282,15 +282,6 @@ def _misfit(agent_class, batch, error) -> str | None:
     return f'{message}; the class {agent_class.__name__} has to declare {needs} in `needs`'
 
 
-def _with_data_settings(agent, settings):
-    """Tell an agent with goals, whose sampler reads them from its config, how data comes."""
-    if 'goals' not in agent.needs:
-        return agent
-    config = agent.config.copy_and_resolve_references().unlock()
-    config.update({'p_aug': settings.p_aug, 'frame_stack': settings.frame_stack})
-    return dataclasses.replace(agent, config=config.lock())
-
-
 def make_worlds(settings: Settings, data) -> list[World]:
     """Make and check the streams and environments of all seeds.
 
@@ -363,7 +354,6 @@ def train(agent: Agent, settings: Settings) -> dict:
     """
     check_settings(settings)
     _check_agent(agent, settings)
-    agent = _with_data_settings(agent, settings)
     run = Run('offline', agent, settings, settings.env_name)
     phases = load_phases(agent, settings)
     worlds = make_worlds(settings, phases['pretraining'].train)

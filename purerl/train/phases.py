@@ -114,7 +114,11 @@ def _dataset(agent, settings, arrays, size, name):
             '--noinplace_aug'
         )
     dataset.normalize_observations()
-    return GCDataset(dataset, agent.config) if 'goals' in agent.needs else dataset
+    if 'goals' not in agent.needs:
+        return dataset
+    # The sampler of goals is told with the agent's config how data comes.
+    as_data = {'p_aug': settings.p_aug, 'frame_stack': settings.frame_stack}
+    return GCDataset(dataset, {**agent.config, **as_data})
 
 
 def _check_same_shapes(phases):

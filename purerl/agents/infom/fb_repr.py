@@ -17,7 +17,7 @@ from purerl.agents.infom.encoders import GCEncoder, make_encoder
 from purerl.agents.infom.networks import GCActor, GCValue
 from purerl.core import nn, optim, random, trees
 from purerl.core.jit import jit
-from purerl.core.ops import clip, polyak, prefixed, require
+from purerl.core.ops import clip, expectile_loss, move_target, prefixed, require
 from purerl.core.state import TrainState
 from purerl.core.trees import FrozenDict
 
@@ -34,11 +34,7 @@ class ForwardBackwardRepresentationAgent:
 
     needs: ClassVar[frozenset[str]] = frozenset()
 
-    @staticmethod
-    def expectile_loss(adv, diff, expectile):
-        """Squared `diff`, weighted by `expectile` where `adv` >= 0 and by its complement below."""
-        weight = torch.where(adv >= 0, expectile, 1 - expectile)
-        return weight * diff.square()
+    expectile_loss = staticmethod(expectile_loss)
 
     def value_loss(self, batch, grad_params):
         """Expectile regression of V on the smaller target Q."""
@@ -184,10 +180,7 @@ class ForwardBackwardRepresentationAgent:
 
     def target_update(self, network, module_name):
         """Move one target network of `network`; it follows the parameters from before the step."""
-        target = f'modules_target_{module_name}'
-        online, current = self.network.params[f'modules_{module_name}'], self.network.params[target]
-        moved = polyak(online, current, self.config['tau'])
-        return network.replace(params={**network.params, target: moved})
+        return move_target(network, self.network, module_name, self.config['tau'])
 
     @jit
     def pretrain(self, batch):

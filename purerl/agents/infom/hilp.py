@@ -4,8 +4,8 @@ Paper: Park et al., "Foundation policies with Hilbert representations" (ICML 202
 Original: chongyi-zheng/infom @ f0356dd, agents/hilp.py.
 
 Deviations: target networks are neither differentiated nor stepped by the optimiser (same results,
-less work); `target_reset` returns a new agent; missing goals or latents are reported before
-anything is compiled.
+less work); phi's last bias is not differentiated (its gradient is zero); `target_reset` returns a
+new agent; missing goals or latents are reported before anything is compiled.
 """
 
 import math
@@ -18,7 +18,7 @@ from purerl.agents.infom.encoders import GCEncoder, make_encoder
 from purerl.agents.infom.networks import GCActor, GCMetricValue, GCValue
 from purerl.core import nn, optim, random, trees
 from purerl.core.jit import jit
-from purerl.core.ops import clip, polyak, prefixed, require
+from purerl.core.ops import clip, expectile_loss, move_target, prefixed, require
 from purerl.core.state import TrainState
 from purerl.core.trees import FrozenDict
 from purerl.data.goals import require_goals
@@ -34,13 +34,25 @@ def least_squares(a, b):
         b: (M,).
 
     Returns:
-        (N,), from the singular value decomposition; like ``jnp.linalg.lstsq`` it takes singular
-        values below ``eps max(M, N)`` times the largest for zero.
+        (N,); like ``jnp.linalg.lstsq``, by singular values, of which those below
+        ``eps max(M, N)`` times the largest count as zero.
     """
     u, s, vt = torch.linalg.svd(a, full_matrices=False)
     kept = (s > 0) & (s >= torch.finfo(a.dtype).eps * max(a.shape) * s[0])
     inverse = torch.where(kept, 1 / torch.where(kept, s, 1.0), 0.0)
     return vt.mT @ (inverse * (u.mT @ b))
+
+
+def fix_origin(params, last):
+    """Detach the bias of phi's layer `last`, which cancels in every distance.
+
+    The original's gradient of it is exactly zero. Generated code may sum in another order, and
+    Adam turns the rounding that is left into full steps.
+    """
+    value = params['modules_value']
+    layer = value['phi'][last]
+    phi = {**value['phi'], last: {**layer, 'bias': layer['bias'].detach()}}
+    return {**params, 'modules_value': {**value, 'phi': phi}}
 
 
 def _value_info(value_loss, v):
@@ -57,17 +69,12 @@ class HILPAgent:
 
     needs: ClassVar[frozenset[str]] = frozenset({'goals'})
 
-    @staticmethod
-    def expectile_loss(adv, diff, expectile):
-        """Squared `diff`, weighted by `expectile` where `adv` >= 0 and by its complement below."""
-        weight = torch.where(adv >= 0, expectile, 1 - expectile)
-        return weight * diff.square()
+    expectile_loss = staticmethod(expectile_loss)
 
     def value_loss(self, batch, grad_params):
         """Expectile regression of the goal-conditioned values, each on its own target's.
 
-        The weights come from advantages of target values alone, which curbs overestimation as
-        double DQN does.
+        The weights come from target values alone, which curbs overestimation as double DQN does.
         """
         rewards, goals = batch['relabeled_rewards'], batch['value_goals']
         discount = self.config['discount'] * batch['relabeled_masks']
@@ -78,6 +85,8 @@ class HILPAgent:
         adv = q - (target_v1 + target_v2) / 2
 
         q1, q2 = rewards + discount * next_v1, rewards + discount * next_v2
+        if grad_params is not None:
+            grad_params = fix_origin(grad_params, f'Dense_{len(self.config["value_hidden_dims"])}')
         v1, v2 = self.network.select('value')(batch['observations'], goals, params=grad_params)
         v = (v1 + v2) / 2
         expectile = self.config['expectile']
@@ -180,10 +189,7 @@ class HILPAgent:
 
     def target_update(self, network, module_name):
         """Move one target network of `network`; it follows the parameters from before the step."""
-        target = f'modules_target_{module_name}'
-        online, current = self.network.params[f'modules_{module_name}'], self.network.params[target]
-        moved = polyak(online, current, self.config['tau'])
-        return network.replace(params={**network.params, target: moved})
+        return move_target(network, self.network, module_name, self.config['tau'])
 
     @jit
     def pretrain(self, batch):
@@ -232,13 +238,9 @@ class HILPAgent:
 
     @jit
     def sample_actions(self, observations, latents, seed, temperature=1.0):
-        """Sample actions of skills, in [-1, 1].
+        """Sample actions in [-1, 1] of skills, (B, latent_dim) or one for one observation.
 
-        Args:
-            observations: (B, ...), or one observation.
-            latents: (B, latent_dim), or one skill.
-            seed: a key.
-            temperature: factor on the deviations.
+        `seed` is a key, `temperature` scales the deviations.
         """
         dist = self.network.select('skill_actor')(
             observations, latents, goal_encoded=True, temperature=temperature

@@ -18,7 +18,7 @@ from purerl.agents.infom.encoders import encoding_dim, make_encoder
 from purerl.agents.infom.networks import Actor, IntentionEncoder, Value, VectorField
 from purerl.core import nn, optim, random, trees
 from purerl.core.jit import jit
-from purerl.core.ops import clip, polyak, prefixed, require
+from purerl.core.ops import clip, expectile_loss, polyak, prefixed, require
 from purerl.core.state import TrainState
 from purerl.core.trees import FrozenDict
 
@@ -35,11 +35,7 @@ class InFOMAgent:
 
     needs: ClassVar[frozenset[str]] = frozenset({'next_actions'})
 
-    @staticmethod
-    def expectile_loss(adv, diff, expectile):
-        """Squared `diff`, weighted by `expectile` where `adv` >= 0 and by its complement below."""
-        weight = torch.where(adv >= 0, expectile, 1 - expectile)
-        return weight * diff.square()
+    expectile_loss = staticmethod(expectile_loss)
 
     def reward_loss(self, batch, grad_params):
         """Squared error of the reward model, on encodings that it does not shape."""

@@ -21,7 +21,7 @@ from purerl.agents.infom.networks import Actor, Value
 from purerl.agents.infom.rebrac import ReBRACAgent
 from purerl.core import nn, optim, random, trees
 from purerl.core.jit import jit
-from purerl.core.ops import clip, polyak, prefixed, require
+from purerl.core.ops import clip, move_target, prefixed, require
 from purerl.core.state import TrainState
 from purerl.core.trees import FrozenDict
 
@@ -108,10 +108,7 @@ class MBPOReBRACAgent:
 
     def target_update(self, network, module_name):
         """Move one target network of `network`; it follows the parameters from before the step."""
-        target = f'modules_target_{module_name}'
-        online, current = self.network.params[f'modules_{module_name}'], self.network.params[target]
-        moved = polyak(online, current, self.config['tau'])
-        return network.replace(params={**network.params, target: moved})
+        return move_target(network, self.network, module_name, self.config['tau'])
 
     @jit
     def pretrain(self, batch):

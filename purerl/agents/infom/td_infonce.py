@@ -25,7 +25,7 @@ from purerl.agents.infom.encoders import make_encoder
 from purerl.agents.infom.networks import Actor, GCBilinearValue, Value
 from purerl.core import nn, optim, random, trees
 from purerl.core.jit import jit
-from purerl.core.ops import clip, polyak, prefixed, require
+from purerl.core.ops import clip, move_target, prefixed, require
 from purerl.core.state import TrainState
 from purerl.core.trees import FrozenDict
 from purerl.data.goals import require_goals
@@ -210,10 +210,7 @@ class TDInfoNCEAgent:
 
     def target_update(self, network, module_name):
         """Move one target network of `network`; it follows the parameters from before the step."""
-        target = f'modules_target_{module_name}'
-        online, current = self.network.params[f'modules_{module_name}'], self.network.params[target]
-        moved = polyak(online, current, self.config['tau'])
-        return network.replace(params={**network.params, target: moved})
+        return move_target(network, self.network, module_name, self.config['tau'])
 
     @jit
     def sample_actions(self, observations, seed, temperature=1.0):

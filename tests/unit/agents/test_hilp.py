@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from purerl.agents.infom import encoders
-from purerl.agents.infom.hilp import HILPAgent, get_config, least_squares
+from purerl.agents.infom.hilp import HILPAgent, fix_origin, get_config, least_squares
 from purerl.core import random, trees
 from purerl.core.jit import jit, use_mode, vmap
 from purerl.train.seeds import stack
@@ -141,6 +141,29 @@ def test_finetuning_leaves_the_metric_to_its_momentum():
     before, after = pretrained.network.params, tuned.network.params
     assert not identical(after['modules_value'], before['modules_value'])
     assert identical(after['modules_target_value'], before['modules_target_value'])
+
+
+@pytest.mark.parametrize('dims', [(16,), (16, 8)])
+def test_phis_origin_does_not_drift(dims):
+    agent = make_agent(value_hidden_dims=dims)
+    updated, _ = agent.pretrain(make_batch())
+    changed = updated.network.params['modules_value']['phi']
+    assert not changed[f'Dense_{len(dims)}']['bias'].any()
+    assert changed[f'Dense_{len(dims) - 1}']['bias'].any()
+
+    def loss(params):  # as the original has it: nothing else is detached
+        value = agent.network.select('value')(batch['observations'], goals, params=params)
+        return value.square().mean()
+
+    batch = trees.map(torch.from_numpy, make_batch())
+    goals = batch['value_goals']
+    plain = torch.func.grad(loss)(agent.network.params)
+    fixed = torch.func.grad(lambda p: loss(fix_origin(p, f'Dense_{len(dims)}')))(
+        agent.network.params
+    )
+    pairs = zip(trees.leaves(plain), trees.leaves(fixed), strict=True)
+    for ours, theirs in pairs:
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-6)
 
 
 def test_the_metric_learns_the_time_between_states():
