@@ -400,8 +400,12 @@ class Dense(Module):
 
 
 def _narrow_product(x, kernel):
-    """Return x @ kernel for few outputs: MKL is three times faster with both transposed."""
-    if x.ndim != 2 or x.device.type != 'cpu':
+    """Return x @ kernel for few outputs: MKL is three times faster with both transposed.
+
+    Only for batches that fill its vectors: elsewhere equal rows would come out with unequal
+    rounding, which breaks ties between them.
+    """
+    if x.device.type != 'cpu' or x.ndim != 2 or len(x) < 64 or len(x) % 16:
         return x @ kernel
     return (kernel.mT.contiguous() @ x.mT).mT
 

@@ -590,3 +590,14 @@ def test_intern_shares_equal_definitions():
     assert nn.intern(net()) is not nn.intern(net(5))
     assert nn.intern(net(init=nn.orthogonal())) is nn.intern(net(init=nn.orthogonal()))
     assert nn.intern(net(init=nn.orthogonal())) is not nn.intern(net(init=nn.orthogonal(2.0)))
+
+
+@pytest.mark.parametrize('rows', [1, 7, 64, 72, 256])
+def test_narrow_dense_layers_give_equal_rows_equal_outputs(rows):
+    dense = nn.Dense(6)
+    x = random.normal(random.key(0), (1, 32)).expand(rows, 32)
+    params = nn.init(dense, random.key(1), x)
+    outputs = nn.apply(dense, params, x)
+    expected = x @ params['kernel'] + params['bias']
+    torch.testing.assert_close(outputs, expected)
+    assert torch.equal(outputs, outputs[:1].expand(rows, 6))
