@@ -132,6 +132,7 @@ def test_what_is_loaded_serves_goals(path):
             **{f'{k}_p_{g}goal': float(g == 'traj') for k in ('value', 'actor')
                for g in ('cur', 'traj', 'random')},
             **{f'{k}_geom_sample': True for k in ('value', 'actor')},
+            **{f'{k}_geom_start_offset': 1 for k in ('value', 'actor')},
             'discount': 0.9, 'gc_negative': True, 'relabel_reward': True, 'p_aug': None,
             'frame_stack': None,
         },
