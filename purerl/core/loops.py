@@ -120,7 +120,8 @@ def _program(name: str, specs: tuple) -> Callable:
 def _fori(
     name: str, num: int, num_carry: int, leaves: Sequence[torch.Tensor]
 ) -> list[torch.Tensor]:
-    carry = [leaf.clone() for leaf in leaves[:num_carry]]  # outputs must not alias inputs
+    # Contiguous, as the body was compiled for; clones, since outputs must not alias inputs.
+    carry = [leaf.clone(memory_format=torch.contiguous_format) for leaf in leaves[:num_carry]]
     operands = [leaf.contiguous() for leaf in leaves[num_carry:]]
     run = _program(name, _specs(leaves))
     for i in range(num):
@@ -133,7 +134,9 @@ def _(name, num, num_carry, leaves):
     if tracing_mode() is not None:
         # Here nothing is transformed any more, and while the program runs nothing can be traced.
         after_tracing(functools.partial(_program, name, _specs(leaves)))
-    return [torch.empty_like(leaf) for leaf in leaves[:num_carry]]
+    return [
+        torch.empty_like(leaf, memory_format=torch.contiguous_format) for leaf in leaves[:num_carry]
+    ]
 
 
 @_fori.register_vmap

@@ -55,6 +55,17 @@ def test_vmap_over_some_of_the_leaves(mode):
     torch.testing.assert_close(result, torch.stack([looped(5, X, w) for w in unstacked(many)]))
 
 
+@pytest.mark.parametrize('mode', ['trace', 'inductor'])
+def test_carries_of_any_strides(mode):
+    def run(w, x):
+        return integrate(w, x.mT), integrate(w, x[:, :1].expand(4, 4))
+
+    x = random.normal(random.key(4), (4, 4))
+    results = jit(run, mode=mode)(W, x)
+    torch.testing.assert_close(results[0], looped(5, x.mT, W))
+    torch.testing.assert_close(results[1], looped(5, x[:, :1].expand(4, 4), W))
+
+
 def test_vmap_over_another_axis_and_twice():
     nested = random.normal(random.key(3), (2, 3, 5, 4))
     result = jit(vmap(vmap(integrate, in_dims=(None, 0)), in_dims=(None, 1)), mode='trace')(
