@@ -174,6 +174,12 @@ class InFOMAgent:
         if not self.config['clip_flow_goals']:
             return ()
         require(batch, 'observation_min', 'observation_max')
+        bounds, size = batch['observation_min'].shape[-1], batch['observations'].shape[-1]
+        if bounds != size:  # bounds are those of one frame
+            raise ValueError(
+                f'observations of {size} values have bounds of {bounds}: with stacked frames set '
+                'clip_flow_goals=False'
+            )
         return batch['observation_min'] + 1e-5, batch['observation_max'] - 1e-5
 
     def _encode(self, name, observations, grad_params=None):

@@ -230,6 +230,13 @@ def test_create_refuses_images(overrides, message):
         make_agent(0, torch.zeros(1, 8, 8, 3, dtype=torch.uint8), **overrides)
 
 
+def test_bounds_of_single_frames_do_not_clip_stacked_ones():
+    batch = make_batch()
+    batch['observation_min'] = batch['observation_min'][:2]
+    with pytest.raises(ValueError, match='with stacked frames set clip_flow_goals=False'):
+        make_agent().pretraining_loss(batch)
+
+
 @pytest.mark.parametrize(
     'name, shape, size',
     [
