@@ -312,6 +312,7 @@ def _generate(graph, leaves):
     options = dict(_INDUCTOR_OPTIONS)
     if native.has_claimed_vectors():
         options['cpp.vec_isa_ok'] = True
+    dropped = set()
     with torch._inductor.config.patch(options):
         while True:
             try:
@@ -319,8 +320,9 @@ def _generate(graph, leaves):
                     graph, leaves, dynamic_shapes='from_example_inputs'
                 )
             except ImportError as error:
-                if not _drop_damaged(error.path):
+                if error.path in dropped or not _drop_damaged(error.path):
                     raise
+                dropped.add(error.path)
 
 
 def _drop_damaged(path: str | None) -> bool:
