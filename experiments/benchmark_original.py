@@ -76,7 +76,9 @@ def main(_):
     load = load_infom if 'batch_size' in spec.config else load_jaxrl5
     agent, calls = load(FLAGS.path, spec.name, sizes_of(spec.config), spec.config.to_dict())
     size = FLAGS.batch_size * FLAGS.utd_ratio
-    batch = frozen_dict.freeze(synthetic_batch(spec.config, size))
+    batch = synthetic_batch(spec.config, size)
+    if load is load_jaxrl5:
+        batch = frozen_dict.freeze(batch)
     imported = time.time()
     figures = {}
     for name, call in calls.items():

@@ -149,6 +149,7 @@ class CompiledFunction:
             name: p.default for name, p in parameters.items() if p.default is not p.empty
         }
         self._programs: dict = {}
+        self._latest: dict = {}  # by mode and statics: (structure, specs, program)
         unknown = set(self._static) - set(self._names)
         if unknown:
             raise ValueError(f'jit: {fn.__qualname__} has no arguments {sorted(unknown)}')
@@ -170,19 +171,29 @@ class CompiledFunction:
         ):
             return self.fn(*_as_tensors(args), **_as_tensors(kwargs))
         args, kwargs, statics = self._split_statics(args, kwargs)
-        leaves, treedef = trees.flatten((args, kwargs))
+        program, leaves = self._find((mode, statics), (args, kwargs))
+        return program(leaves)
+
+    def _find(self, kind, arguments):
+        """Return the program for (mode, statics) and such arguments, and their leaves."""
+        treedef, specs, program = self._latest.get(kind, (None, None, None))
+        # Usually the structure is the last call's; taking it apart and hashing it is slow.
+        leaves = None if program is None else trees.flatten_as(treedef, arguments)
+        if leaves is None:
+            program = None
+            leaves, treedef = trees.flatten(arguments)
         leaves = [_as_tensor(leaf).contiguous() for leaf in leaves]
-        key = (
-            mode,
-            statics,
-            treedef,
-            tuple([(leaf.shape, leaf.dtype, leaf.device) for leaf in leaves]),
-        )
+        new_specs = tuple([(leaf.shape, leaf.dtype, leaf.device) for leaf in leaves])
+        if program is not None and new_specs == specs:
+            return program, leaves
+        key = (*kind, treedef, new_specs)
         program = self._programs.get(key)
         if program is None:
+            mode, statics = kind
             program = _Program(self.fn, treedef, dict(statics), leaves, mode)
             self._programs[key] = program
-        return program(leaves)
+        self._latest[kind] = (treedef, new_specs, program)
+        return program, leaves
 
     def _split_statics(self, args, kwargs):
         """Take the static arguments out, as (name, value) pairs, defaults filled in."""
@@ -292,11 +303,16 @@ def compile_graph(graph: torch.fx.GraphModule, leaves: Sequence[torch.Tensor], m
         leaves: example inputs; real or fake tensors.
         mode: 'inductor' or 'trace'.
     """
-    return _generate(graph, leaves) if mode == 'inductor' else _tidy(graph)
+    graph = _tidy(graph)
+    return _generate(graph, leaves) if mode == 'inductor' else graph
 
 
 def _tidy(graph):
-    """Drop what nothing uses and compute equal expressions once."""
+    """Drop what nothing uses and compute equal expressions once.
+
+    TorchInductor leaves equal matrix products as they are: a loss that evaluates a network again,
+    on the same inputs but outside of its gradient, would pay for it twice.
+    """
     graph.graph.eliminate_dead_code()
     graph = torch.fx.GraphModule(graph, fx_graph_cse(graph.graph))
     graph.recompile()

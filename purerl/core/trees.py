@@ -102,10 +102,8 @@ def dataclass(cls):
 def _build(cls, dynamic, children, constant, constants):
     # Not `cls(...)`: a tree of batched tensors or of names need not pass a constructor's checks.
     node = object.__new__(cls)
-    for name, value in zip(dynamic, children, strict=True):
-        object.__setattr__(node, name, value)
-    for name, value in zip(constant, constants, strict=True):
-        object.__setattr__(node, name, value)
+    node.__dict__.update(zip(dynamic, children, strict=True))
+    node.__dict__.update(zip(constant, constants, strict=True))
     return node
 
 
@@ -174,6 +172,56 @@ def _flatten_into(node, leaves):
     return (kind, structure, tuple([_flatten_into(child, leaves) for child in children]))
 
 
+def flatten_as(treedef, tree) -> list | None:
+    """Return the leaves of a tree that is expected to have a known structure.
+
+    Args:
+        treedef: from `flatten`.
+        tree: a tree.
+
+    Returns:
+        What `flatten` would return, in a third of its time; None where the tree differs, or may
+        differ: then `flatten` tells.
+    """
+    leaves: list = []
+    return leaves if _collect(treedef, tree, leaves) else None
+
+
+def _collect(treedef, node, leaves) -> bool:
+    if treedef is _LEAF:
+        leaves.append(node)
+        return node is not None and (isinstance(node, torch.Tensor) or _expand(node) is None)
+    kind, structure, children = treedef
+    if kind == 'dict':
+        if type(node) is not dict or len(node) != len(children):
+            return False
+        members, names = node, structure
+    elif kind == 'dataclass':
+        cls, constants = structure
+        if type(node) is not cls:
+            return False
+        members, (names, constant) = node.__dict__, _dataclass_fields[cls]
+        if tuple([members[name] for name in constant]) != constants:
+            return False
+    elif kind == 'none':
+        return node is None
+    else:
+        expected = structure if kind == 'namedtuple' else tuple if kind == 'tuple' else list
+        if type(node) is not expected or len(node) != len(children):
+            return False
+        members, names = node, range(len(children))
+    try:
+        for name, child in zip(names, children, strict=True):
+            member = members[name]
+            if child is _LEAF and type(member) is torch.Tensor:
+                leaves.append(member)
+            elif not _collect(child, member, leaves):
+                return False
+    except KeyError:
+        return False
+    return True
+
+
 def unflatten(treedef, leaves: Sequence):
     """Rebuild the tree that `flatten` took apart.
 
@@ -181,20 +229,20 @@ def unflatten(treedef, leaves: Sequence):
         ValueError: if there are more or fewer leaves than the structure holds.
     """
     remaining = iter(leaves)
-    tree = _unflatten_from(treedef, remaining)
+    try:
+        tree = next(remaining) if treedef is _LEAF else _unflatten_from(treedef, remaining)
+    except StopIteration:
+        raise ValueError('unflatten got fewer leaves than the structure holds') from None
     for _ in remaining:
         raise ValueError(f'unflatten got {len(leaves)} leaves, more than the structure holds')
     return tree
 
 
 def _unflatten_from(treedef, leaves: Iterator):
-    if treedef is _LEAF:
-        try:
-            return next(leaves)
-        except StopIteration:
-            raise ValueError('unflatten got fewer leaves than the structure holds') from None
     kind, structure, children = treedef
-    nodes = [_unflatten_from(child, leaves) for child in children]
+    nodes = [
+        next(leaves) if child is _LEAF else _unflatten_from(child, leaves) for child in children
+    ]
     if kind == 'dict':
         return dict(zip(structure, nodes, strict=True))
     if kind == 'dataclass':

@@ -132,6 +132,20 @@ def test_new_shapes_are_new_programs():
     assert fn.num_programs == 3
 
 
+@pytest.mark.parametrize('mode', ['trace', 'inductor'])
+def test_equal_products_are_computed_once(mode):
+    def loss(x, w):
+        return (x @ w).square().sum()
+
+    fn = jit(lambda x: (torch.func.grad(loss)(x, x), torch.tanh(x @ x)), mode=mode)
+    x = torch.ones(3, 3)
+    fn(x)
+    with torch.profiler.profile() as profile:
+        fn(x)
+    counts = {event.key: event.count for event in profile.key_averages()}
+    assert counts['aten::mm'] == 2  # the shared product, and the gradient's
+
+
 def test_results_do_not_depend_on_strides():
     fn = jit(lambda x: x.reshape(-1), mode='trace')
     x = torch.arange(6.0).reshape(2, 3)

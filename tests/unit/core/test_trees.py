@@ -85,6 +85,37 @@ def test_round_trip(name):
         trees.unflatten(treedef, [*leaves, 0])
 
 
+@pytest.mark.parametrize('name', TREES)
+@pytest.mark.parametrize('expected', TREES)
+def test_flatten_as_tells_what_flatten_would(name, expected):
+    tree = TREES[name](Node)
+    leaves, treedef = trees.flatten(tree)
+    expected_treedef = trees.structure(TREES[expected](Node))
+    as_expected = trees.flatten_as(expected_treedef, tree)
+    assert as_expected == (leaves if treedef == expected_treedef else None)
+
+
+def test_flatten_as_sees_every_difference():
+    tree = {'a': Node(torch.zeros(2), (1, [2]), name='n'), 'b': Point(3, None)}
+    treedef = trees.structure(tree)
+    node, point = tree['a'], tree['b']
+    others = [
+        {'a': node.replace(name='m'), 'b': point},
+        {'a': node.replace(a=(1, [2, 3])), 'b': point},
+        {'a': node.replace(a=[1, [2]]), 'b': point},
+        {'a': node.replace(b=None), 'b': point},
+        {'a': node.replace(b={'c': torch.zeros(2)}), 'b': point},
+        {'a': node, 'b': Point(3, 4)},
+        {'a': node, 'b': (3, None)},
+        {'a': node, 'c': point},
+        {'a': node},
+        OrderedDict(tree),  # an equal structure, but not one that is expected
+    ]
+    assert trees.flatten_as(treedef, tree) == trees.leaves(tree)
+    for other in others:
+        assert trees.flatten_as(treedef, other) is None
+
+
 def test_structures_differ():
     structures = [trees.structure(build(Node)) for build in TREES.values()]
     structures += [trees.structure(Node(1, 2, name='other')), trees.structure(Node(1, 2))]
