@@ -6,8 +6,12 @@ r"""Collects a dataset from a real environment, with a validation part of a tent
         --num_transitions=100000 --path=data/hopper-random.hdf5
     python -m experiments.collect --policy=checkpoint --checkpoint=runs/hopper --nodeterministic \
         --num_transitions=100000 --path=data/hopper-trained.hdf5
+    python -m experiments.collect --policy=replay --checkpoint=runs/hopper \
+        --path=data/hopper-medium-replay.hdf5
     python -m experiments.collect --env_name=walker_walk --policy=random \
         --num_episodes=100 --path=data/walker/buffer
+    python -m experiments.collect --policy=checkpoint --checkpoint=runs/drq --nodeterministic \
+        --num_transitions=125000 --path=data/cheetah-run.safetensors
 """
 
 from purerl.train.collect import Settings, collect_dataset

@@ -1,6 +1,7 @@
-"""Evaluates a run of experiments.online or experiments.offline.
+"""Evaluates a run of experiments.online, offline, pretrain_finetune or offline_to_online.
 
 python -m experiments.evaluate --run=runs/Pendulum-v1/sac_sd042_1a2b3c4d --episodes=20 --video
+python -m experiments.evaluate --run=runs/Hopper-v5/idql --inference_variant=N=256
 """
 
 from purerl.train.config import launch, parse

@@ -4,6 +4,8 @@ r"""Trains an agent online.
     python -m experiments.online --env_name=Pendulum-v1 --max_steps=20000 --start_training=1000 \
         --agent.actor_lr=1e-3
     python -m experiments.online --agent=experiments/configs/jaxrl5/droq.py --utd_ratio=20
+    MUJOCO_GL=egl python -m experiments.online --agent=experiments/configs/jaxrl5/drq.py \
+        --env_name=cheetah_run
 
 After an interruption the same command with --resume goes on, bit for bit.
 """

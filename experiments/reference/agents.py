@@ -9,11 +9,13 @@ import dataclasses
 import functools
 import importlib
 import inspect
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 
+from experiments.reference import idql, networks_pixels
 from experiments.reference.case import Case, CaseError, flatten
 from experiments.reference.compare import Report
 from experiments.reference.networks_infom import make_module
@@ -38,6 +40,8 @@ class Family:
             ``(agent, inputs) -> {name: value}``.
         counts_steps: whether ``step/final`` is recorded.
         loop_ops: ops of the training loop, not of the agent: ``(case, report, agent, t) -> info``.
+        config: ``(case, agent class) -> config`` for ``create``.
+        cases: patterns of ``fn/<name>`` that read the recording: ``(case, report, agent, name)``.
     """
 
     package: str
@@ -49,6 +53,8 @@ class Family:
     functions: Mapping[str, Callable[[Any, dict], dict]]
     counts_steps: bool = False
     loop_ops: Mapping[str, Callable] = dataclasses.field(default_factory=dict)
+    config: Callable[[Case, type], Mapping] = lambda case, cls: case.config
+    cases: Mapping[str, Callable] = dataclasses.field(default_factory=dict)
 
 
 # --- InFOM: one network, one optimiser -----------------------------------------------------------
@@ -111,6 +117,10 @@ def _fields(agent, kind):
 
 
 def _jaxrl5_examples(case):
+    if 'observation' in case.config:
+        return networks_pixels.example(case.config['observation']), torch.zeros(
+            case.config['action_dim']
+        )
     sizes = [case.config.get(name) for name in ('observation_dim', 'action_dim')]
     if None in sizes:
         raise CaseError('neither example/ nor observation_dim and action_dim of the config given')
@@ -145,11 +155,16 @@ def _jaxrl5_act(case, agent, n):
     how = how[int(n)]
     agent = _with_settings(agent, how.get('replace', {}))
     agent = agent.replace(rng=case.take(f'actions/{n}/key'))
-    result = getattr(agent, how['call'])(case.take(f'actions/{n}/observations'))
+    name = f'actions/{n}/observations'
+    observations = case.take_tree(name) or case.take(name)
+    out, after = getattr(agent, how['call'])(observations)
     if not how.get('returns_tuple', True):
-        return {'out': result}
-    out, agent = result
-    return {'out': out, 'key_out': agent.rng}
+        return {'out': out}
+    results = {'out': out, 'key_out': after.rng}
+    if case.has(f'actions/{n}/candidates'):
+        results |= idql.candidates(case, f'actions/{n}', agent, how['call'], observations)
+        results['out'] = out.reshape(case.tensors[f'actions/{n}/out'].shape)  # () for A = 1
+    return results
 
 
 def _with_settings(agent, settings: dict):
@@ -202,7 +217,9 @@ _JAXRL5 = Family(
     with_params=_jaxrl5_with_params,
     opt=_jaxrl5_opt,
     act=_jaxrl5_act,
-    functions={'final': _jaxrl5_final},
+    functions={'final': _jaxrl5_final, **idql.FUNCTIONS},
+    config=idql.config_of,
+    cases=idql.CASES,
 )
 FAMILIES = {'infom': _INFOM, 'idql': _JAXRL5, 'jaxrl5': _JAXRL5}
 
@@ -278,7 +295,8 @@ def _encoder_overrides(overrides: dict):
 
 def _create(case, report, family):
     """Create the agent from its seed, compare, and go on from the recorded parameters and key."""
-    agent = agent_class(family, case.agent).create(case.seed, *family.examples(case), case.config)
+    cls = agent_class(family, case.agent)
+    agent = cls.create(case.seed, *family.examples(case), family.config(case, cls))
     report.compare('key', 'key/init', agent.rng)
     if not case.has('init'):
         raise CaseError('the recording lacks init/')
@@ -367,6 +385,10 @@ def _nested(info: dict) -> dict:
 
 def _replay_function(case, report, family, agent, name):
     report.stage = prefix = f'fn/{name}'
+    for pattern, replay in family.cases.items():
+        if re.fullmatch(pattern, name):
+            replay(case, report, agent, name)
+            return
     inputs = case.take_tree(f'{prefix}/in')
     if name in family.functions:
         if 'key' in inputs:  # recorded for reference: the function uses the agent's own key

@@ -21,6 +21,15 @@ NORM_FLOORS = {'init': 1e-2, 'params': 1e-2, 'opt': 1e-7}
 
 # All other floats are compared one by one, by |difference| / max(1, |reference|).
 
+# Densities at samples that tanh has brought close to its bounds: what atanh makes of their last
+# bit moves the mean by some 4e-4 (one sample of 0.99998 in 18). Reported as 'saturated'.
+SATURATED_LIMIT = 1e-3
+SATURATED = {('idql', 'pixel_bc'): r'info/\d+/entropy'}
+
+# A larger error than LIMIT is rounding if twins of the replay, whose inputs differ in their last
+# bits only, are off by as much. Reported as 'rounding'.
+TWIN_FACTOR = 4
+
 
 @dataclasses.dataclass(frozen=True)
 class Conditioning:
@@ -136,11 +145,12 @@ class Report:
         """Note a failure."""
         self.failures.append(message)
 
-    def compare(self, kind: str, name: str, actual) -> None:
+    def compare(self, kind: str, name: str, actual, twins=()) -> None:
         """Compare one computed value with the recorded tensor `name`.
 
         Args:
             kind: under which the error is reported; it also decides the measure.
+            twins: the same value computed from inputs that differ in their last bits.
         """
         reference = self._case.tensors.get(name)
         if reference is None:
@@ -158,9 +168,19 @@ class Report:
             self.fail(f'{name}: {actual.dtype}, recorded {reference.dtype}')
             return
         error, worst = error_of(kind, actual, reference)
+        limit = LIMIT
+        if error > LIMIT and self._is_saturated(name):
+            kind, limit = 'saturated', SATURATED_LIMIT
+        if error > LIMIT and twins and math.isfinite(error):
+            spread = max(error_of(kind, _as_array(twin), actual)[0] for twin in twins)
+            kind, limit = 'rounding', max(LIMIT, TWIN_FACTOR * spread)
         self.errors[kind] = max(self.errors.get(kind, 0.0), error)
-        if not error <= LIMIT:
+        if not error <= limit:
             self.fail(_difference(name, error, worst, actual, reference))
+
+    def _is_saturated(self, name) -> bool:
+        pattern = SATURATED.get((self._case.system, self._case.agent))
+        return pattern is not None and re.fullmatch(pattern, name) is not None
 
     def _is_ill_conditioned(self, kind, name) -> bool:
         if self._conditioning is None or kind == 'init' or kind not in NORM_FLOORS:

@@ -10,13 +10,15 @@ import functools
 import re
 from collections.abc import Iterator
 
+import gymnasium
 import numpy as np
 
 from purerl.core import trees
-from purerl.data import d4rl, episodes
+from purerl.data import binary, d4rl, episodes
 from purerl.data.dataset import Dataset, random_crop
 from purerl.data.device import DeviceDataset, initial_key
 from purerl.data.goals import GCDataset
+from purerl.data.memory_efficient import MemoryEfficientReplayBuffer
 from purerl.data.replay import ReplayBuffer
 
 Pairs = Iterator[tuple[str, np.ndarray]]
@@ -191,7 +193,7 @@ _INFOM_BUFFERS = {
 
 
 def replay_jaxrl5_dataset(case) -> Pairs:
-    """Replay jaxrl5's Dataset, ReplayBuffer and D4RLDataset."""
+    """Replay jaxrl5's Dataset, ReplayBuffer, D4RLDataset and BinaryDataset."""
     yield from _JAXRL5_SUBJECTS[case.case](case)
 
 
@@ -422,8 +424,117 @@ def _d4rl_split(case, arrays, name: str) -> Pairs:
         yield from _child_sample_jax(case, train, f'{at}/{key}', key)
 
 
+def _replay_binary(case) -> Pairs:
+    demonstrations = _trajectories(case, 'fn/expert')
+    for trajectory in demonstrations:
+        for key in ('observations', 'next_observations'):
+            trajectory[key] = [{'state_observation': row} for row in trajectory[key]]
+    rollouts = _trajectories(case, 'fn/bc')
+    subjects = {
+        'default': {},
+        'no_clip': {'clip_to_eps': False, 'remove_terminals': False},
+        'keep_terminals': {'remove_terminals': False},
+    }
+    for name in _children(case.tensors, 'fn'):
+        if name in subjects or name.startswith('eps_'):
+            options = subjects.get(name) or {}
+            if name.startswith('eps_'):
+                options = {'eps': float(name.removeprefix('eps_'))}
+            arrays = binary.to_dataset(demonstrations, rollouts, **options)
+            yield from _named(f'fn/{name}/out', arrays)
+        elif name == 'expert_only':
+            yield from _named(f'fn/{name}/out', binary.to_dataset(demonstrations, None))
+
+
+def _trajectories(case, prefix: str) -> list:
+    trajectories = _subtree(case.tensors, prefix)
+    return [trajectories[i] for i in sorted(trajectories, key=int)]
+
+
+def _replay_memory_efficient(case) -> Pairs:
+    return _with_unstated_seed(case, _image_ring)
+
+
+def _image_ring(case, seed: int) -> Pairs:
+    """Steps of episodes whose frames are recorded one by one, and samples in between."""
+    capacity, num_stack = case.config['capacity'], case.config['num_stack']
+    steps = list(_image_steps(_subtree(case.tensors, 'fn/input'), num_stack))
+    stack = gymnasium.spaces.Box(0, 255, steps[0]['observations']['pixels'].shape, np.uint8)
+    actions = gymnasium.spaces.Box(-1, 1, steps[0]['actions'].shape, np.float32)
+    buffer = MemoryEfficientReplayBuffer.from_spaces(
+        gymnasium.spaces.Dict({'pixels': stack}), actions, capacity
+    )
+    rng = np.random.default_rng(seed)
+    across: dict = {}  # rows whose frames lie across the ring's end, which the original misreads
+    for i, step in enumerate(steps):
+        buffer.insert(step)
+        for row in np.flatnonzero(buffer.is_drawable[:num_stack]):
+            across.setdefault(int(buffer['rewards'][row]), (i + 1, row))
+        at = f'fn/buffer/out/after{i + 1}'
+        if f'{at}/size' not in case.tensors:
+            continue
+        yield f'{at}/insert_index', np.asarray(buffer.pointer)
+        yield f'{at}/size', np.asarray(buffer.size)
+        yield f'{at}/is_correct_index', buffer.is_drawable.copy()
+        stored = {**buffer.arrays, 'pixels': buffer.arrays['observations']['pixels']}
+        for key in ('dones', 'pixels', 'rewards'):
+            yield f'{at}/stored/{key}', stored[key][: buffer.size].copy()
+        for name, options in _IMAGE_SAMPLES.items():
+            recorded = case.tensors[f'{at}/{name}/indices']
+            idxs = buffer.random_indices(len(recorded), rng)
+            yield f'{at}/{name}/indices', idxs
+            batch = buffer.sample(len(idxs), rng, idxs, **options)
+            for key, array in _named(f'{at}/{name}/batch', batch):
+                yield key, _misread(case, key, array, buffer['rewards'][idxs], across, steps)
+    wrong = [(after, row, step, 0) for step, (after, row) in across.items()]
+    yield 'fn/buffer/out/wrong_stacks', np.array(wrong, dtype=np.int64)
+
+
+def _misread(case, name, array, numbers, across, steps):
+    """Put the recording's images where they are marked as wrong and purerl's are the right ones."""
+    *_, entry, key = name.split('/')
+    if key != 'pixels':
+        return array
+    for k, number in enumerate(numbers.astype(int)):
+        right = steps[number][entry]['pixels']
+        if number in across and np.array_equal(array[k][..., : right.shape[-1]], right):
+            array[k] = case.tensors[name][k]
+    return array
+
+
+_IMAGE_SAMPLES: dict = {
+    'sample0': {},
+    'sample1': {'pack': True},
+    'sample2': {'keys': ['observations', 'actions']},
+}
+
+
+def _image_steps(inputs: dict, num_stack: int):
+    start = number = 0
+    for length in inputs['episode_lengths']:
+        frames = inputs['frames']['pixels'][start : start + length + 1]
+        start += length + 1
+        for i in range(length):
+            # The first frame is repeated before the episode.
+            now, following = (
+                np.stack([frames[max(j, 0)] for j in range(t - num_stack + 1, t + 1)], -1)
+                for t in (i, i + 1)
+            )
+            yield {
+                'observations': {'pixels': now},
+                'actions': inputs['actions'][number],
+                'rewards': np.float32(number),
+                'masks': np.float32(i < length - 1),
+                'dones': bool(i == length - 1),
+                'next_observations': {'pixels': following},
+            }
+            number += 1
+
+
 _JAXRL5_SUBJECTS = {
+    'binary': _replay_binary,
     'core': _replay_core,
     'replay_buffer': _replay_buffers,
+    'memory_efficient_wrap': _replay_memory_efficient,
     'd4rl': _replay_d4rl,
 }

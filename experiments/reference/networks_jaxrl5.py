@@ -5,11 +5,12 @@ import re
 
 import torch
 
+from experiments.reference import diffusion_jaxrl5, networks_pixels
 from experiments.reference.case import Case, CaseError, flatten
 from experiments.reference.compare import Report
 from experiments.reference.randoms import replay_jaxrl5_rng
 from purerl.agents.jaxrl5 import networks
-from purerl.core import nn, random
+from purerl.core import diffusion, nn, random
 from purerl.core.distributions import TanhTransformed
 
 
@@ -18,17 +19,26 @@ def replay_networks(case: Case, report: Report) -> None:
     if case.case == 'rng':
         replay_jaxrl5_rng(case, report)
         return
+    if case.case == 'augment_normalize':
+        networks_pixels.replay_augmentation(case, report)
+        return
     for name in case.children('fn'):
         report.stage = f'fn/{name}'
         _replayer_of(case, name)(case, report, f'fn/{name}')
 
 
 def _replayer_of(case, name):
+    for pattern, replay in diffusion_jaxrl5.SUBJECTS.items():
+        match = re.fullmatch(pattern, name)
+        if match:
+            return functools.partial(replay, match=match)
     entry = case.config.get(name)
     if isinstance(entry, dict) and entry.get('fn') == 'subsample_ensemble':
         return functools.partial(_replay_subsample, entry=entry)
     if isinstance(entry, dict) and 'params' in entry:
         return functools.partial(_replay_distribution, entry=entry)
+    if isinstance(entry, dict) and entry.get('module') == 'PixelMultiplexer':
+        return functools.partial(networks_pixels.replay_multiplexer, entry=entry)
     if isinstance(entry, dict) and 'module' in entry:
         return functools.partial(_replay_module, entry=entry)
     for pattern, replay in _SUBJECTS.items():
@@ -44,14 +54,15 @@ _MODULES = {
     'MLP': networks.MLP,
     'MLPResNet': networks.MLPResNet,
     'MLPResNetBlock': networks.MLPResNetBlock,
+    'FourierFeatures': diffusion.FourierFeatures,
     'StateValue': networks.StateValue,
     'StateActionValue': networks.StateActionValue,
     'Temperature': networks.Temperature,
     'Normal': networks.Normal,
     'TanhNormal': networks.TanhNormal,
     'TanhDeterministic': networks.TanhDeterministic,
+    **networks_pixels.MODULES,
 }
-_ACTIVATIONS = {'relu': nn.relu, 'tanh': nn.tanh, 'mish': nn.mish, 'swish': nn.swish}
 _NOT_ARGUMENTS = ('module', 'call_kwargs', 'dropout_rng_paths', 'note', 'params', 'training')
 _BASE = re.compile(r'MLP\(([\d,]+)\)( activate_final)?(?: dropout ([\d.]+))?( LN)?')
 _ENSEMBLE = re.compile(r'Ensemble\((\w+)\((.*)\)\)')
@@ -75,6 +86,8 @@ def _base_cls(text):
 def _make_module(entry, inputs, action_dim=None):
     arguments = {name: value for name, value in entry.items() if name not in _NOT_ARGUMENTS}
     name = entry['module']
+    if name == 'DDPM':
+        return diffusion_jaxrl5.make_ddpm(entry)
     match = _ENSEMBLE.fullmatch(name)
     if match and match[1] in _MODULES:
         member = functools.partial(_MODULES[match[1]], base_cls=_base_cls(match[2]))
@@ -85,15 +98,15 @@ def _make_module(entry, inputs, action_dim=None):
         arguments['base_cls'] = _base_cls(arguments.pop('base'))
     for argument in ('activations', 'act'):
         if argument in arguments:
-            arguments[argument] = _ACTIVATIONS[arguments[argument]]
-    if name == 'MLPResNetBlock':
+            arguments[argument] = diffusion_jaxrl5.ACTIVATIONS[arguments[argument]]
+    if name in ('MLPResNetBlock', 'ResNetV2Block'):
         arguments['in_features'] = inputs[0].shape[-1]
     if action_dim is not None:
         arguments.setdefault('action_dim', action_dim)
     return _MODULES[name](**arguments)
 
 
-_INPUTS = ('x', 'inputs', 'observations', 'actions')
+_INPUTS = ('x', 'inputs', 'observations', 'actions', 's', 'a', 'time')
 
 
 def _inputs(case, prefix):

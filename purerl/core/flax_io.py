@@ -287,11 +287,12 @@ def _split_chunks(node):
 # has attributes that a pickle could write.
 
 
-def load_safe_pickle(file: str | os.PathLike | BinaryIO) -> Any:
+def load_safe_pickle(file: str | os.PathLike | BinaryIO, objects: bool = False) -> Any:
     """Read a pickle of numpy or JAX arrays and plain containers, running no code from it.
 
     Args:
         file: a path, or a file open for reading bytes.
+        objects: whether arrays of objects, with one axis, are admitted too; they become lists.
 
     Returns:
         Dicts, lists, tuples, sets, strings, bytes, numbers, None, and numpy arrays and scalars
@@ -305,12 +306,12 @@ def load_safe_pickle(file: str | os.PathLike | BinaryIO) -> Any:
     if isinstance(file, str | os.PathLike):
         try:
             with open(file, 'rb') as opened:
-                return load_safe_pickle(opened)
+                return load_safe_pickle(opened, objects)
         except OSError as error:
             raise CheckpointError(f'{file}: cannot be read ({error})') from error
     name = getattr(file, 'name', 'pickle')
     try:
-        return _plain(_RestrictedUnpickler(file).load(), {})
+        return _plain(_RestrictedUnpickler(file).load(), {}, objects)
     except _Refused as error:
         raise CheckpointError(f'{name}: {error}') from None
     except Exception as error:
@@ -388,6 +389,9 @@ class _Array:
 
     def __setstate__(self, state):
         *_, shape, dtype, fortran_order, content = state
+        if isinstance(content, list) and len(shape) == 1:
+            self.value = content  # of objects: `_plain` knows whether that is admitted
+            return
         self.value = _decode_array(content, dtype, shape, 'F' if fortran_order else 'C')
 
 
@@ -425,7 +429,7 @@ def _scalar(dtype, content):
 def _jax_array(_make, _args, state, _aval):
     array = _Array()
     array.__setstate__(state)
-    return array.value
+    return array
 
 
 def _encode_latin1(text, encoding):
@@ -455,14 +459,19 @@ for _builtins in ('builtins', '__builtin__'):  # protocols 3 and up, protocols 0
         _ADMITTED[_builtins, _kind.__name__] = _Function(_kind)
 
 
-def _plain(node, seen: dict[int, Any]):
+def _plain(node, seen: dict[int, Any], objects: bool):
     """Replace the arrays and dtypes under construction by real ones.
 
     Args:
         node: what the unpickler made.
         seen: results by identity, so that shared containers stay shared; a container that is met
             again before its result stands contains itself.
+        objects: whether arrays of objects are admitted.
     """
+    if isinstance(node, _Array) and isinstance(node.value, list):
+        if not objects:
+            raise _Refused('holds arrays of objects')
+        return _plain(node.value, seen, objects)
     if isinstance(node, _Array):
         return node.value
     if isinstance(node, _Dtype):
@@ -474,9 +483,11 @@ def _plain(node, seen: dict[int, Any]):
     if id(node) not in seen:
         seen[id(node)] = _Refused
         if isinstance(node, dict):
-            seen[id(node)] = {_plain(k, seen): _plain(v, seen) for k, v in node.items()}
+            seen[id(node)] = {
+                _plain(k, seen, objects): _plain(v, seen, objects) for k, v in node.items()
+            }
         else:
-            seen[id(node)] = type(node)([_plain(item, seen) for item in node])
+            seen[id(node)] = type(node)([_plain(item, seen, objects) for item in node])
     if seen[id(node)] is _Refused:
         raise _Refused('holds a container that contains itself')
     return seen[id(node)]

@@ -646,7 +646,7 @@ def choice(
     elif replace:
         p = torch.as_tensor(p, dtype=torch.float32, device=key.device)
         cumulative = torch.cumsum(p, 0)
-        indices = torch.searchsorted(cumulative, cumulative[-1] * (1 - uniform(key, shape)))
+        indices = _first_at_least(cumulative, cumulative[-1] * (1 - uniform(key, shape)))
     else:
         p = torch.as_tensor(p, dtype=torch.float32, device=key.device)
         # Stable, so that among impossible elements the first come first, as in JAX.
@@ -656,6 +656,22 @@ def choice(
     if isinstance(a, int):
         return indices.to(torch.int32)
     return _unflatten_axis(torch.index_select(a, axis, indices.reshape(-1).long()), axis, shape)
+
+
+def _first_at_least(values: torch.Tensor, queries: torch.Tensor) -> torch.Tensor:
+    """Return where `queries` belong in `values`, by JAX's bisection.
+
+    In ascending values every bisection finds the same; where negative steps or NaN disorder them,
+    ``torch.searchsorted`` finds others.
+    """
+    low = torch.zeros(queries.shape, dtype=torch.int64, device=values.device)
+    high = torch.full_like(low, len(values))
+    for _ in range(int(np.ceil(np.log2(len(values) + 1)))):
+        middle = low + (high - low) // 2
+        value = values.index_select(0, middle.reshape(-1)).reshape(middle.shape)
+        goes_left = (queries <= value) | value.isnan()
+        low, high = torch.where(goes_left, low, middle), torch.where(goes_left, middle, high)
+    return high
 
 
 def _unflatten_axis(x: torch.Tensor, axis: int, shape: tuple[int, ...]) -> torch.Tensor:

@@ -126,22 +126,42 @@ def to_dataset(transitions: dict, clip_to_eps: bool = True, eps: float = 1e-5) -
     return {**arrays, 'dones': dones}
 
 
-def shape_rewards(arrays: dict, env_name: str, normalize_returns: bool = True) -> dict:
+def shape_rewards(
+    arrays: dict, env_name: str, normalize_returns: bool = True, name: str = 'dataset'
+) -> dict:
     """Rescale rewards by the conventions of jaxrl5's launchers.
 
     Args:
-        env_name: antmaze: rewards minus 1; halfcheetah, walker2d and hopper: returns normalised to
-            a range of 1000; others: unchanged.
+        env_name: a name of D4RL or gymnasium that contains, in any case, antmaze: rewards minus 1;
+            halfcheetah, walker2d or hopper: returns normalised to a range of 1000; any other, and
+            OGBench's single tasks: unchanged.
         normalize_returns: False leaves the locomotion rewards as they are.
+        name: the dataset's, for messages.
 
     Returns:
         A new dict of arrays.
+
+    Raises:
+        DatasetError: if the returns cannot be normalised.
     """
-    if 'antmaze' in env_name:
-        return {**arrays, 'rewards': arrays['rewards'] - np.float32(1.0)}
-    if normalize_returns and any(name in env_name for name in _LOCOMOTION):
-        return episodes.normalize_returns(arrays)
+    shift = reward_shift(env_name)
+    if shift:
+        return {**arrays, 'rewards': arrays['rewards'] + np.float32(shift)}
+    if normalize_returns and is_locomotion(env_name):
+        return episodes.normalize_returns(arrays, name=name)
     return arrays
+
+
+def reward_shift(env_name: str) -> float:
+    """Return what jaxrl5 adds to each reward of a task: -1 in antmaze, 0 elsewhere."""
+    name = env_name.lower()
+    # The rewards of OGBench's tasks are -1 and 0 already.
+    return -1.0 if 'antmaze' in name and 'singletask' not in name else 0.0
+
+
+def is_locomotion(env_name: str) -> bool:
+    """Return whether jaxrl5 normalises the returns of a task."""
+    return any(domain in env_name.lower() for domain in _LOCOMOTION)
 
 
 def save(path: str | os.PathLike, arrays: dict) -> None:

@@ -2,7 +2,12 @@
 
 Counterpart of ``Dataset.sample_jax`` in ``jaxrl5/data/dataset.py`` (philippe-eecs/IDQL @ 7582571).
 The original freezes batch size and keys at its first call; here both are arguments.
+
+    rng = initial_key(None)
+    rng, batch = dataset.sample_next(rng, 512)
 """
+
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,24 +26,47 @@ class DeviceDataset:
 
     Attributes:
         arrays: (nested) dict of tensors (N, ...).
+        rows: (M,) int64 indices of the transitions that belong to this part of the data; None for
+            all of them.
     """
 
     arrays: dict
+    rows: Any = None
 
     @classmethod
     def create(cls, arrays: dict, device: torch.device | str = 'cpu') -> 'DeviceDataset':
-        """Copy a (nested) dict of arrays to the device, float64 as float32."""
+        """Put a (nested) dict of arrays on the device, float64 as float32.
+
+        On the CPU writeable arrays are not copied.
+        """
 
         def put(array):
             array = np.asarray(array)
             dtype = np.float32 if array.dtype == np.float64 else array.dtype
-            return torch.tensor(array.astype(dtype, copy=False), device=device)
+            writeable = np.require(array.astype(dtype, copy=False), requirements=('C', 'W'))
+            return torch.from_numpy(writeable).to(device)
 
         return cls(trees.map(put, arrays))
 
     @property
     def size(self) -> int:
-        return len(trees.leaves(self.arrays)[0])
+        """The number of transitions of this part."""
+        return len(trees.leaves(self.arrays)[0] if self.rows is None else self.rows)
+
+    def select(self, rows: np.ndarray) -> 'DeviceDataset':
+        """Return the part of the data that some of its rows make; the arrays are shared.
+
+        Args:
+            rows: (M,) indices in [0, size).
+        """
+        rows = torch.as_tensor(rows, dtype=torch.int64, device=trees.leaves(self.arrays)[0].device)
+        return self.replace(rows=rows if self.rows is None else self.rows[rows])
+
+    def take(self, idxs: torch.Tensor | np.ndarray) -> dict:
+        """Return the transitions at indices in [0, size), as a dict of tensors (B, ...)."""
+        idxs = torch.as_tensor(idxs)
+        idxs = idxs if self.rows is None else self.rows.index_select(0, idxs)
+        return trees.map(lambda tensor: tensor.index_select(0, idxs), self.arrays)
 
     def sample(self, key: torch.Tensor, batch_size: int) -> dict:
         """Draw a batch with replacement; pure in the key.
@@ -50,8 +78,7 @@ class DeviceDataset:
         Returns:
             A dict of tensors (B, ...).
         """
-        idxs = random.randint(key, (batch_size,), 0, self.size, dtype=torch.int64)
-        return trees.map(lambda tensor: tensor[idxs], self.arrays)
+        return self.take(random.randint(key, (batch_size,), 0, self.size, dtype=torch.int64))
 
     def sample_next(self, rng: torch.Tensor, batch_size: int) -> tuple[torch.Tensor, dict]:
         """Draw the batch that ``sample_jax`` draws in state `rng`.

@@ -53,9 +53,13 @@ def episode_ends(arrays: dict, name: str = 'dataset') -> np.ndarray:
     return ends > 0
 
 
-def boundaries(arrays: dict) -> Boundaries:
-    """Find the episodes of a dataset and sum their rewards."""
-    ends = np.flatnonzero(episode_ends(arrays)) + 1
+def boundaries(arrays: dict, name: str = 'dataset') -> Boundaries:
+    """Find the episodes of a dataset and sum their rewards.
+
+    Raises:
+        DatasetError: if it does not say where episodes end.
+    """
+    ends = np.flatnonzero(episode_ends(arrays, name)) + 1
     starts = np.concatenate([[0], ends[ends < length(arrays)]])
     rewards = arrays['rewards']
     # An accumulation is strictly sequential; np.sum adds in pairs and rounds differently.
@@ -64,22 +68,26 @@ def boundaries(arrays: dict) -> Boundaries:
 
 
 def filter_returns(
-    arrays: dict, take_top: float | None = None, threshold: float | None = None
+    arrays: dict,
+    take_top: float | None = None,
+    threshold: float | None = None,
+    name: str = 'dataset',
 ) -> dict:
     """Keep the finished episodes with the highest returns.
 
     Args:
         take_top: keep this percentage of the episodes, or
         threshold: keep episodes that return at least this much (one of the two).
+        name: the dataset's, for messages.
 
     Returns:
         A new dict of arrays; without rows if no episode reaches the threshold.
     """
     if (take_top is None) == (threshold is None):
         raise ValueError('filter_returns takes either take_top or threshold')
-    starts, ends, returns = boundaries(arrays)
+    starts, ends, returns = boundaries(arrays, name)
     if take_top is not None:
-        _need_episodes(returns)
+        _need_episodes(returns, name)
         threshold = np.percentile(returns, 100 - take_top)
     keep = np.zeros(length(arrays), dtype=bool)
     for start, end, episode_return in zip(starts, ends, returns, strict=False):
@@ -87,19 +95,19 @@ def filter_returns(
     return trees.map(lambda array: array[keep], arrays)
 
 
-def normalize_returns(arrays: dict, scaling: float = 1000.0) -> dict:
+def normalize_returns(arrays: dict, scaling: float = 1000.0, name: str = 'dataset') -> dict:
     """Divide rewards by the range of the episodes' returns and multiply them by `scaling`.
 
     Raises:
         DatasetError: if there is no finished episode, or all returns are equal.
     """
-    returns = boundaries(arrays).returns
-    _need_episodes(returns)
+    returns = boundaries(arrays, name).returns
+    _need_episodes(returns, name)
     span = returns.max() - returns.min()
     if span == 0:
         raise DatasetError(
-            f'all {len(returns)} episodes return {returns[0]}: returns without a range cannot be '
-            'normalised; use more episodes, or leave the rewards as they are'
+            f'{name}: all {len(returns)} episodes return {returns[0]}: returns without a range '
+            'cannot be normalised; use more episodes, or leave the rewards as they are'
         )
     return {**arrays, 'rewards': arrays['rewards'] / span * arrays['rewards'].dtype.type(scaling)}
 
@@ -115,19 +123,28 @@ def split(arrays: dict, ratio: float, rng) -> tuple[dict, dict]:
     Returns:
         Two dicts of arrays, with int(N * ratio) and the remaining rows.
     """
-    if not 0 < ratio < 1:
-        raise ValueError(f'ratio must lie between 0 and 1, got {ratio}')
-    order = sampling.resolve(rng).permutation(length(arrays))
-    first = int(len(order) * ratio)
     return tuple(
         trees.map(lambda array, rows=rows: array[rows], arrays)
-        for rows in (order[:first], order[first:])
+        for rows in split_rows(length(arrays), ratio, rng)
     )
 
 
-def _need_episodes(returns):
+def split_rows(num: int, ratio: float, rng) -> tuple[np.ndarray, np.ndarray]:
+    """Return the rows of the two parts of `num` transitions that `split` makes.
+
+    Raises:
+        ValueError: if `ratio` is not between 0 and 1.
+    """
+    if not 0 < ratio < 1:
+        raise ValueError(f'ratio must lie between 0 and 1, got {ratio}')
+    order = sampling.resolve(rng).permutation(num)
+    first = int(num * ratio)
+    return order[:first], order[first:]
+
+
+def _need_episodes(returns, name):
     if len(returns) == 0:
         raise DatasetError(
-            'the dataset has no finished episode (dones are all 0), so there are no returns; '
+            f'{name}: there is no finished episode (dones are all 0), so there are no returns; '
             'collect the data with episode ends'
         )

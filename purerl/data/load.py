@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-from purerl.data import d4rl, exorl, minari, ogbench
+from purerl.data import binary, d4rl, exorl, minari, ogbench
 from purerl.data.check import DatasetError
 
 OGBENCH_FOLDER = '~/.ogbench/data'  # where OGBench keeps its downloads
@@ -14,11 +14,12 @@ def load_dataset(path_or_name: str | os.PathLike, **options) -> tuple[dict, dict
 
     Args:
         path_or_name: `<file>.npz` (OGBench), `<file>.hdf5` or `.h5` (D4RL, or what InFOM makes of
-            ExORL), a folder with ExORL's episodes or a Minari dataset; or a name: a task of
-            dm_control, whose labelled data is in ~/.exorl/data (walker_flip), a file in there
-            (rnd_reward_free_walker), an OGBench dataset in ~/.ogbench/data (cube-single-play-v0;
-            single-task names get that task's rewards), else a Minari identifier
-            (D4RL/door/human-v2).
+            ExORL), `<domain>2_sparse.npy` (AWAC's binary Adroit data), a folder with ExORL's
+            episodes or a Minari dataset; or a name: a task of dm_control, whose labelled data is in
+            ~/.exorl/data (walker_flip), a file in there (rnd_reward_free_walker), an OGBench
+            dataset in ~/.ogbench/data (cube-single-play-v0; single-task names get that task's
+            rewards), a binary Adroit dataset in ~/.datasets/awac_data (pen-binary-v0), else a
+            Minari identifier (D4RL/door/human-v2).
         **options: passed to the format's `load` (`load_pair` of OGBench and ExORL).
 
     Returns:
@@ -35,6 +36,8 @@ def load_dataset(path_or_name: str | os.PathLike, **options) -> tuple[dict, dict
         if exorl.is_aggregated(path):
             return exorl.load_pair(path, **options)
         return d4rl.load(path, **options), None
+    if path.suffix == '.npy':
+        return binary.load(path, **options), None
     if path.is_dir():
         if exorl.holds_episodes(path):
             return exorl.load_pair(path, **options)
@@ -42,10 +45,13 @@ def load_dataset(path_or_name: str | os.PathLike, **options) -> tuple[dict, dict
     if path.suffix or path.is_file():
         raise DatasetError(
             f'{path}: unknown dataset format {path.suffix!r}; expected .npz (OGBench), .hdf5 or '
-            '.h5 (D4RL, ExORL), or the folder of a Minari dataset or of ExORL episodes'
+            '.h5 (D4RL, ExORL), .npy (AWAC), or the folder of a Minari dataset or of ExORL episodes'
         )
     if '/' in str(path_or_name):
         return minari.load(str(path_or_name), **options), None
+    binary_path = binary.find(str(path_or_name))
+    if binary_path is not None:
+        return binary.load(binary_path, **options), None
     exorl_path = exorl.find(str(path_or_name))
     if exorl_path is not None:
         return exorl.load_pair(exorl_path, **options)

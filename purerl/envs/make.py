@@ -9,7 +9,7 @@ import numpy as np
 from gymnasium.spaces import Box, Dict
 from gymnasium.wrappers import FlattenObservation, RescaleAction
 
-from purerl.envs import dmc, wrappers
+from purerl.envs import dmc, pixels, wrappers
 
 _OGBENCH_FAMILIES = frozenset(
     ('pointmaze', 'antmaze', 'humanoidmaze', 'antsoccer', 'cube', 'scene', 'puzzle', 'powderworld')
@@ -27,6 +27,10 @@ def make(
     render_mode=None,
     frame_stack=None,
     max_episode_steps=None,
+    action_repeat=1,
+    image_size=None,
+    num_stack=3,
+    cameras=None,
     **kwargs,
 ):
     """Makes an environment with float32 observations, actions in [-1, 1] and episode statistics.
@@ -46,6 +50,12 @@ def make(
         render_mode: As in `gymnasium.make`.
         frame_stack: Number of observations to concatenate along the last axis.
         max_episode_steps: Replaces the environment's own time limit (steps).
+        action_repeat: How often each action is taken (`pixels.RepeatAction`); episode statistics
+            count it as one step.
+        image_size: Height and width of images, in pixels. Observations are then dicts of images
+            (image_size, image_size, 3, num_stack), `pixels` the first camera's; None for states.
+        num_stack: Number of images in an observation.
+        cameras: As in `pixels.PixelObservation`.
         **kwargs: Passed to the environment.
 
     Returns:
@@ -57,9 +67,14 @@ def make(
     """
     kwargs = {'render_mode': render_mode, 'max_episode_steps': max_episode_steps, **kwargs}
     env = make_base(env_name, **{key: value for key, value in kwargs.items() if value is not None})
-    env = wrappers.SinglePrecision(env)
-    if isinstance(env.observation_space, Dict):
-        env = FlattenObservation(env)
+    if action_repeat != 1:
+        env = pixels.RepeatAction(env, action_repeat)
+    if image_size is not None:
+        env = pixels.StackFrames(pixels.PixelObservation(env, image_size, cameras), num_stack)
+    else:
+        env = wrappers.SinglePrecision(env)
+        if isinstance(env.observation_space, Dict):
+            env = FlattenObservation(env)
     if _is_bounded(env.action_space):
         if (env.action_space.low != -1.0).any() or (env.action_space.high != 1.0).any():
             env = RescaleAction(env, np.float32(-1.0), np.float32(1.0))

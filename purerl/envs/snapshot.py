@@ -164,6 +164,8 @@ def _encode(value, path):
         return _encode_simulation(value)
     if _is_mujoco(value, 'MjModel'):
         return {_TYPE: 'mujoco_model', 'fields': _model_fields(value)}
+    if hasattr(value, 'snapshot_state'):  # an emulator, which knows its state itself
+        return {_TYPE: 'own', 'state': _encode(value.snapshot_state(), path)}
     if isinstance(value, _STATELESS_TYPES) or _is_of_package(value, _STATELESS_PACKAGES):
         return _SKIP
     if _is_of_package(value, _COMPOUND_PACKAGES):
@@ -256,6 +258,11 @@ def _decode_space(value, current):
     return current
 
 
+def _decode_own(value, current):
+    current.restore_snapshot(_decode(value['state'], None))
+    return current
+
+
 def _decode_compound(value, current):
     for name, encoded in value['attributes'].items():
         setattr(current, name, _decode(encoded, getattr(current, name, None)))
@@ -294,6 +301,7 @@ _DECODERS = {
     'generator': _decode_generator,
     'random_state': _decode_random_state,
     'space': _decode_space,
+    'own': _decode_own,
     'compound': _decode_compound,
     'mujoco_data': _decode_simulation,
     'mujoco_model': _decode_model,

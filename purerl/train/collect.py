@@ -20,8 +20,10 @@ from purerl.data import d4rl, exorl, ogbench
 from purerl.envs.dmc import is_dmc
 from purerl.envs.make import is_ogbench, make, make_base, ogbench_env_id
 from purerl.envs.wrappers import global_numpy_random, seed_env
+from purerl.train.collect_images import acts_by_images, collect_images
 from purerl.train.config import RunError, setting
 from purerl.train.evaluation import clip_action
+from purerl.train.export import export_replay
 from purerl.train.load_run import load_run
 
 # Transitions per episode in OGBench's manipulation datasets.
@@ -50,7 +52,8 @@ class Settings:
         "File to write: .npz for OGBench's format (which holds no rewards: they are computed from "
         "the states when it is loaded), .hdf5 for D4RL's. The validation part gets -val before the "
         "ending. Without an ending: a new folder for episodes in ExORL's format, from a task of "
-        'dm_control, without a validation part, which experiments.relabel splits off. InFOM looks '
+        'dm_control, without a validation part, which experiments.relabel splits off. '
+        '.safetensors for images, from a run that acts by them, without one too. InFOM looks '
         'for its pretraining data under the name <env>-<type>-v0.npz (cube-single-play-v0.npz) and '
         'for its finetuning data, collected with another seed, under <env>-<type>-ft-v0.npz '
         '(cube-single-play-ft-v0.npz).',
@@ -63,8 +66,9 @@ class Settings:
     policy: str = setting(
         'oracle',
         "oracle: OGBench's own scripts (cube, scene, puzzle); random: samples of the action space; "
-        'checkpoint: a trained agent.',
-        choices=('oracle', 'random', 'checkpoint'),
+        'checkpoint: a trained agent; replay: nobody, the file gets what the replay buffer of an '
+        'online run holds (.hdf5; num_transitions: its oldest ones only).',
+        choices=('oracle', 'random', 'checkpoint', 'replay'),
     )
     dataset_type: str = setting(
         'play',
@@ -107,11 +111,19 @@ def collect_dataset(settings):
     """
     if settings.path is None:
         raise RunError('where to? --path=<file>.npz, <file>.hdf5 or <folder>')
-    if (settings.policy == 'checkpoint') != (settings.checkpoint is not None):
-        raise RunError('--policy=checkpoint and --checkpoint=<run folder> go together')
+    if (settings.policy in ('checkpoint', 'replay')) != (settings.checkpoint is not None):
+        raise RunError('--policy=checkpoint (or replay) and --checkpoint=<run folder> go together')
     shared = {name: getattr(settings, name) for name in ('num_episodes', 'num_transitions', 'seed')}
     try:
-        if settings.policy == 'checkpoint':
+        if settings.policy == 'replay':
+            paths = export_replay(
+                settings.checkpoint,
+                settings.path,
+                step=settings.checkpoint_step,
+                trained_seed=settings.checkpoint_seed,
+                num_transitions=settings.num_transitions,
+            )
+        elif settings.policy == 'checkpoint':
             paths = collect_from_run(
                 settings.checkpoint,
                 settings.path,
@@ -195,7 +207,7 @@ def collect_from_run(
 
     Args:
         run: Folder of a run of `experiments.online` or `experiments.offline`.
-        path: As in `collect`.
+        path: As in `collect`, or, for a run that acts by images, a path ending in `.safetensors`.
         env_name: Environment; None for the run's. Its observations and actions must have the
             shapes of the run's.
         step: Step of the run's checkpoint; None for the latest.
@@ -217,12 +229,16 @@ def collect_from_run(
     sizes = _sizes_of_parts(path, num_episodes, num_transitions)
     with jit.use_mode('trace'):
         trained = load_run(run, step)
-        write = _writer_of(path, env_name or trained.flags['env_name'])
         trained_seed = trained.seeds[0] if trained_seed is None else trained_seed
         if trained_seed not in trained.seeds:
             seeds = ', '.join(map(str, trained.seeds))
             raise ValueError(f'{run} has trained the seeds {seeds}, not {trained_seed}')
         policy = trained.policy(trained.seeds.index(trained_seed), explore=not deterministic)
+        if acts_by_images(trained.flags):
+            return collect_images(
+                trained, policy, path, env_name, num_episodes, num_transitions, seed
+            )
+        write = _writer_of(path, env_name or trained.flags['env_name'])
         with contextlib.closing(trained.make_env(env_name=env_name)) as env:
             parts = _collect_parts(env, policy, sizes, seed)
     if trained.frame_stack is not None:

@@ -115,7 +115,10 @@ def _call(function, argument, path):
         return function()
     if not parameters:
         raise RunError(f'{split_path(path)[0]} takes no argument, so that :{argument} is too much')
-    return function(argument)
+    try:
+        return function(argument)
+    except ValueError as error:
+        raise RunError(f'{path}: {error}') from error
 
 
 def load_agent_class(path: str) -> type:

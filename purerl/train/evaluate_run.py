@@ -6,10 +6,12 @@ import dataclasses
 import numpy as np
 
 from purerl.core import jit, random
-from purerl.train.config import RunError, setting
+from purerl.data.scores import normalized_score
+from purerl.train.config import Agent, RunError, setting
 from purerl.train.evaluation import check_renders, evaluate, write_video
 from purerl.train.load_run import load_run
 from purerl.train.run import write_json
+from purerl.train.variants import parse
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,6 +22,11 @@ class Settings:
     step: int | None = setting(None, 'Step of its checkpoint; the latest by default.', minimum=0)
     episodes: int = setting(10, 'Number of episodes.', minimum=1)
     seed: int = setting(0, "Seed of the environment and of the policy's randomness.", minimum=0)
+    inference_variant: str | None = setting(
+        None,
+        "Evaluate the agent with other values of fields that only acting reads: 'N=256;M=0', as "
+        'inference_variants of experiments.offline_to_online.',
+    )
     video: bool = setting(False, 'Write a video of further episodes beside evaluation.json.')
     video_episodes: int = setting(1, 'Number of episodes in the video.', minimum=1)
 
@@ -31,7 +38,8 @@ def evaluate_run(settings: Settings) -> dict:
         settings: the flags.
 
     Returns:
-        What was written: step, episodes, seed, and a list of statistics, one per trained seed.
+        What was written: step, episodes, seed, variant, and a list of statistics, one per trained
+        seed.
 
     Raises:
         RunError: if there is no such run, its environment is gone, or no video can be made of it.
@@ -40,7 +48,7 @@ def evaluate_run(settings: Settings) -> dict:
     if settings.run is None:
         raise RunError('which run? --run=<folder>')
     with jit.use_mode('trace'):
-        run = load_run(settings.run, settings.step)
+        run = _changed(load_run(settings.run, settings.step), settings)
         if settings.video:
             _check_video(run)
         results, renders = [], []
@@ -52,6 +60,7 @@ def evaluate_run(settings: Settings) -> dict:
         'step': run.step,
         'episodes': settings.episodes,
         'seed': settings.seed,
+        'inference_variant': settings.inference_variant,
         'statistics': results,
     }
     write_json(run.folder / 'evaluation.json', result)
@@ -64,6 +73,21 @@ def evaluate_run(settings: Settings) -> dict:
         path = run.folder / 'videos' / f'evaluation_{run.step:010d}.mp4'
         print(f'video: {write_video(path, renders)}')
     return result
+
+
+def _changed(run, settings):
+    """Return the run with agents changed as asked for."""
+    if settings.inference_variant is None:
+        return run
+    first = run.agents[0]
+    agent = Agent(run.flags['agent'], type(first), first.config)
+    variants = parse(settings.inference_variant, agent)
+    if len(variants) > 1:
+        raise RunError(
+            f'inference_variant={settings.inference_variant} has several values; evaluate one '
+            'after the other'
+        )
+    return dataclasses.replace(run, agents=[variants[0].apply(agent) for agent in run.agents])
 
 
 def _check_video(run):
@@ -85,4 +109,7 @@ def _evaluate(run, i, settings):
             random.key(settings.seed),
             video_episodes=settings.video_episodes if settings.video else 0,
         )
+    score = normalized_score(run.flags['env_name'], statistics['episode.return'])
+    if score is not None:
+        statistics.setdefault('episode.normalized_return', score)
     return statistics, renders

@@ -4,9 +4,13 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+from gymnasium.spaces import Dict
+
+from purerl.core import trees
 from purerl.core.checkpoint import load_checkpoint
 from purerl.data.dataset import normalize
 from purerl.envs.make import make
+from purerl.envs.pixels import options_of
 from purerl.train.config import RunError, load_agent
 from purerl.train.evaluation import exploring_policy_of, policy_of, to_numpy
 from purerl.train.phases import by_frames
@@ -25,7 +29,8 @@ class TrainedRun:
         agents: the agent of each seed.
         seeds: their seeds.
         examples: zeros of the shapes (1, ...) and dtypes of observations and actions.
-        state: what else the loop kept of each seed (see `purerl.train.online` and `offline`).
+        state: what else the loop kept of each seed (see `purerl.train.online`, `offline` and
+            `offline_to_online`).
     """
 
     folder: Path
@@ -54,17 +59,18 @@ class TrainedRun:
         """
         env_name = env_name or self.flags['env_name']
         try:
+            options = {**options_of(self.flags), **options}
             env = make(env_name, seed=seed, frame_stack=self.frame_stack, **options)
         except (ValueError, ImportError) as error:
             raise RunError(str(error)) from error
         spaces = {'observations': env.observation_space, 'actions': env.action_space}
         for key, space in spaces.items():
-            trained = tuple(self.examples[key].shape[1:])
-            if space.shape != trained:
+            trained = trees.map(lambda array: tuple(array.shape[1:]), self.examples[key])
+            if _shapes_of(space) != trained:
                 env.close()
                 raise RunError(
-                    f'{env_name} has {key} of shape {space.shape}, but the agents of {self.folder} '
-                    f'were trained with {trained} in {self.flags["env_name"]}'
+                    f'{env_name} has {key} of shape {_shapes_of(space)}, but the agents of '
+                    f'{self.folder} were trained with {trained} in {self.flags["env_name"]}'
                 )
         return env
 
@@ -90,8 +96,14 @@ class TrainedRun:
         return lambda observation, key: act(to_numpy(prepare(observation)), key)
 
 
+def _shapes_of(space):
+    if isinstance(space, Dict):
+        return {key: _shapes_of(child) for key, child in space.items()}
+    return space.shape
+
+
 def load_run(path: str | Path, step: int | None = None) -> TrainedRun:
-    """Load the agents of a run of `purerl.train.online` or `purerl.train.offline`.
+    """Load the agents of a run, whichever loop it is of.
 
     Args:
         path: the run's folder.

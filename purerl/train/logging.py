@@ -269,9 +269,9 @@ class RunLogger:
         """Record the wall-clock time up to this step."""
         self._clock.tick(step)
 
-    def advance(self) -> None:
-        """Move the progress bar by one step."""
-        self._bar.update()
+    def advance(self, steps: int = 1) -> None:
+        """Move the progress bar."""
+        self._bar.update(steps)
 
     def show(self, **figures: float) -> None:
         """Show figures beside the progress bar, until they are replaced."""

@@ -213,8 +213,8 @@ def _check_agent(agent, settings):
     if missing:
         raise RunError(
             f'{agent.path} cannot train offline: {agent.agent_class.__name__} has no '
-            f'{" and no ".join(missing)}; an agent with update and eval_actions trains with '
-            'experiments.online'
+            f'{" and no ".join(missing)}; an agent with update and eval_actions trains from a '
+            'dataset with experiments.offline_to_online, in an environment with experiments.online'
         )
     unknown = agent.needs - PROVIDED
     if unknown:
@@ -246,7 +246,8 @@ def _rehearse(agent_file, agent, phases, settings):
     """Compute the losses of a few rows, uncompiled: what does not fit is found before the run."""
     steps = {'pretraining': settings.pretraining_steps, 'finetuning': settings.finetuning_steps}
     for phase, data in phases.items():
-        batch = data.train.sample(_REHEARSAL_ROWS, np.random.RandomState(0))
+        rows = min(_REHEARSAL_ROWS, agent_file.config['batch_size'])
+        batch = data.train.sample(rows, np.random.RandomState(0))
         try:
             if steps[phase]:
                 with jit.use_mode('off'):
@@ -264,7 +265,7 @@ def _rehearse_phase(phase, agent, batch):
         return
     if hasattr(agent, 'infer_latent'):
         latent = to_numpy(agent.infer_latent(batch))
-        batch['latents'] = np.tile(latent, (_REHEARSAL_ROWS, 1))
+        batch['latents'] = np.tile(latent, (len(batch['actions']), 1))
     agent.finetuning_loss(batch)
 
 

@@ -1,25 +1,31 @@
 """Training while acting in an environment.
 
-Counterpart of ``examples/states/train_online.py`` of philippe-eecs/IDQL @ 7582571, stream for
-stream: environment and action space are seeded with `seed`, batches come from numpy's PCG64 of
-`seed`, the evaluation environment is seeded with `seed + 42`.
+Counterpart of ``examples/states/train_online.py`` and ``examples/pixels/train_online_pixels.py`` of
+philippe-eecs/IDQL @ 7582571, stream for stream: environment and action space are
+seeded with `seed`, batches come from numpy's PCG64 of `seed`, the evaluation environment is seeded
+with `seed + 42`. Steps count steps of the environment; where actions are repeated, intervals count
+actions.
 
 Deviations from the original:
 - Exploration before `start_training` is seeded. (The original's rescaled action space is not.)
 - Episodes go into `episodes.csv`, losses into `train.csv`, evaluations into `eval.csv`.
 - An interval of 0 means never.
+- Images: batches are drawn when they are needed, not two steps ahead.
 """
 
 import contextlib
 import dataclasses
 import functools
 
+import gymnasium
 import numpy as np
 import torch
 
 from purerl.core import random
+from purerl.data.memory_efficient import MemoryEfficientReplayBuffer
 from purerl.data.replay import ReplayBuffer, transition
 from purerl.envs.make import make
+from purerl.envs.pixels import image_keys, options_of
 from purerl.train.config import Agent, RunError, check_settings, setting
 from purerl.train.evaluation import evaluate, policy_of, to_numpy
 from purerl.train.logging import scalars
@@ -67,24 +73,45 @@ class Settings(RunSettings):
         False, "Write a video of one more episode at each evaluation to 'videos/'."
     )
     utd_ratio: int = setting(1, 'Critic updates per step.', minimum=1)
+    image_size: int | None = setting(
+        None, 'Act by images of this height and width, in pixels; by states without.', minimum=1
+    )
+    num_stack: int = setting(3, 'Images in an observation, the latest ones.', minimum=1)
+    cameras: str | None = setting(
+        None,
+        "Numbers or names of the model's cameras, separated by commas: the observations 'pixels', "
+        "'pixels_1', ...; by default one, the environment's own.",
+    )
+    action_repeat: int | None = setting(
+        None,
+        "Steps of the environment per action; by default PlaNet's for the task or else 2 with "
+        'images, 1 with states. Intervals and start_training count actions.',
+        minimum=1,
+    )
+    memory_efficient_replay_buffer: bool = setting(
+        True, 'Store each image once, instead of in all the observations that it is part of.'
+    )
+
+    @property
+    def env_options(self) -> dict:
+        """Options of `purerl.envs.make.make`."""
+        return options_of(dataclasses.asdict(self))
+
+    @property
+    def repeat(self) -> int:
+        """Steps of the environment per action."""
+        return self.env_options.get('action_repeat', 1)
 
 
 class World:
     """Everything of one seed besides its agent: environments, replay buffer, random streams."""
 
     def __init__(self, settings: Settings, seed: int):
-        render_mode = 'rgb_array' if settings.save_video else None
         self.settings = settings
-        self.env = make(settings.env_name, seed=seed)
-        self.eval_env = make(
-            settings.env_name, seed=seed + EVAL_SEED_OFFSET, render_mode=render_mode
-        )
+        self.env = make(settings.env_name, seed=seed, **settings.env_options)
+        self.eval_env = make(settings.env_name, seed=seed + EVAL_SEED_OFFSET, **_filmed(settings))
         self.key = random.key(seed + EVAL_SEED_OFFSET)
-        self.buffer = ReplayBuffer.from_spaces(
-            self.env.observation_space,
-            self.env.action_space,
-            settings.buffer_size or settings.max_steps,
-        )
+        self.buffer = _make_buffer(self.env, settings)
         self.stream = np.random.default_rng(seed)
         self.observation, _ = self.env.reset()
         self.evaluated = (0, None)  # step and return of the latest evaluation
@@ -106,7 +133,9 @@ class World:
 
     def batch(self) -> dict:
         """Draw what one update takes: `utd_ratio` batches in one."""
-        return self.buffer.sample(self.settings.batch_size * self.settings.utd_ratio, self.stream)
+        pack = {'pack': True} if isinstance(self.buffer, MemoryEfficientReplayBuffer) else {}
+        size = self.settings.batch_size * self.settings.utd_ratio
+        return self.buffer.sample(size, self.stream, **pack)
 
     def evaluate(self, agent, step: int) -> tuple[dict, list]:
         """Run whole episodes; returns statistics and renders. Training's streams stay as is."""
@@ -146,6 +175,21 @@ class World:
         self.eval_env.close()
 
 
+def _filmed(settings):
+    """Options of an environment that can be filmed, if it is to be; one that is seen can anyway."""
+    filmed = settings.save_video and settings.image_size is None
+    return {**settings.env_options, **({'render_mode': 'rgb_array'} if filmed else {})}
+
+
+def _make_buffer(env, settings):
+    spaces = env.observation_space, env.action_space
+    capacity = settings.buffer_size or settings.max_steps // settings.repeat
+    cameras = image_keys(env.observation_space)
+    if cameras and settings.memory_efficient_replay_buffer:
+        return MemoryEfficientReplayBuffer.from_spaces(*spaces, capacity, pixel_keys=cameras)
+    return ReplayBuffer.from_spaces(*spaces, capacity)
+
+
 def _with_room(state, capacity):
     """Let a saved buffer go on in a larger one, as long as it has not overwritten anything."""
     if capacity > state['capacity'] and state['pointer'] in (0, state['size']):
@@ -175,12 +219,14 @@ def train(agent: Agent, settings: Settings) -> dict:
     worlds = make_worlds(settings)
     try:
         env = worlds[0].env
+        _check_cameras(agent, env)
         example = {
             'observations': _zeros(env.observation_space),
             'actions': _zeros(env.action_space),
         }
         agents = create_agents(agent, settings.seeds, example)
-        updates = (settings.max_steps - settings.start_training) * settings.utd_ratio
+        actions = settings.max_steps // settings.repeat
+        updates = (actions - settings.start_training) * settings.utd_ratio
         run.begin(updates, settings.max_steps, example)
         with run:
             return _loop(run, settings, worlds, agents)
@@ -190,6 +236,8 @@ def train(agent: Agent, settings: Settings) -> dict:
 
 
 def _zeros(space):
+    if isinstance(space, gymnasium.spaces.Dict):
+        return {key: _zeros(child) for key, child in space.items()}
     return torch.from_numpy(np.zeros((1, *space.shape), dtype=space.dtype))
 
 
@@ -201,8 +249,7 @@ def make_worlds(settings: Settings) -> list[World]:
             be filmed.
     """
     try:
-        render_mode = 'rgb_array' if settings.save_video else None
-        with contextlib.closing(make(settings.env_name, render_mode=render_mode)) as env:
+        with contextlib.closing(make(settings.env_name, **_filmed(settings))) as env:
             check_environment(env, settings.save_video)
             is_resumable(env)
         return [World(settings, seed) for seed in settings.seeds]
@@ -224,6 +271,18 @@ def _check_agent(agent):
         )
 
 
+def _check_cameras(agent, env):
+    cameras = image_keys(env.observation_space)
+    seen = agent.config.get('pixel_keys')
+    if cameras and seen is None:
+        raise RunError(f'{agent.path} acts by states, not by images: leave out image_size')
+    if cameras and set(seen) != set(cameras):
+        raise RunError(
+            f'{agent.path} looks at {", ".join(seen)}, but the observations have '
+            f'{", ".join(cameras)}: --agent.pixel_keys="{cameras}" or other --cameras'
+        )
+
+
 def _loop(run, settings, worlds, agents):
     num, logger = len(worlds), run.logger
     act = over_seeds(lambda agent, observations: agent.sample_actions(observations), num)
@@ -234,30 +293,32 @@ def _loop(run, settings, worlds, agents):
         for world, world_state in zip(worlds, state, strict=True):
             world.set_state(world_state)
 
-    step = run.start
-    for step in range(run.start + 1, settings.max_steps + 1):
-        if step < settings.start_training:
+    repeat, step = settings.repeat, run.start
+    last = settings.max_steps // repeat
+    for i in range(run.start // repeat + 1, last + 1):
+        step = i * repeat
+        if i < settings.start_training:
             actions = [world.random_action() for world in worlds]
         else:
             observations = stack([world.observation for world in worlds])
             actions, agent = act(agent, observations)
             actions = unstack(to_numpy(actions), num)
-        for i, world in enumerate(worlds):
-            episode = world.step(actions[i])
+        for k, world in enumerate(worlds):
+            episode = world.step(actions[k])
             if episode is not None:
-                logger.log_seed(i, 'episodes', step, scalars(episode, 'training/episode.'))
+                logger.log_seed(k, 'episodes', step, scalars(episode, 'training/episode.'))
                 logger.show(**{'return': episode['return']})
 
-        if step >= settings.start_training:
+        if i >= settings.start_training:
             agent, info = update(agent, stack([world.batch() for world in worlds]))
-            if due(step, settings.log_interval):
+            if due(i, settings.log_interval):
                 rows = [scalars(seed_info, 'training/') for seed_info in unstack(info, num)]
                 log_training(logger, 'train', step, rows)
 
-        if due(step, settings.eval_interval):
+        if due(i, settings.eval_interval):
             log_evaluations(run, 'eval', step, _evaluations(worlds, agent, step))
-        logger.advance()
-        if due(step, settings.save_interval) or step == settings.max_steps or run.stop_requested:
+        logger.advance(repeat)
+        if due(i, settings.save_interval) or i == last or run.stop_requested:
             run.save(step, agent, [world.state() for world in worlds])
         if run.stop_requested:
             run.stop(step)
@@ -276,6 +337,9 @@ def _finish(run, settings, step, worlds, agent):
         if world.evaluated[0] != step:
             evaluate_seed()
     baselines = [
-        random_return(settings.env_name, settings.eval_episodes, seed) for seed in settings.seeds
+        random_return(
+            settings.env_name, settings.eval_episodes, seed, action_repeat=settings.repeat
+        )
+        for seed in settings.seeds
     ]
     return conclude(run, step, [world.evaluated[1] for world in worlds], baselines)

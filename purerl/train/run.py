@@ -23,7 +23,7 @@ from pathlib import Path
 
 import torch
 
-from purerl.core import jit, native
+from purerl.core import jit, native, trees
 from purerl.core.checkpoint import (
     CheckpointError,
     latest_step,
@@ -176,7 +176,8 @@ class Run:
         if stored['loop'] != self.loop:
             raise RunError(f'{self.folder} is a run of experiments.{stored["loop"]}')
         for field in dataclasses.fields(self.settings):
-            before, now = stored.get(field.name), getattr(self.settings, field.name)
+            before = stored.get(field.name, field.default)
+            now = getattr(self.settings, field.name)
             if not field.metadata['free'] and before != now:
                 raise RunError(
                     f'{self.folder} was started with --{field.name}={before}, not {now}; resume '
@@ -239,10 +240,7 @@ class Run:
 
     def _write_description(self, mode, example_batch):
         flags = {'loop': self.loop, 'agent': self.agent.path, **dataclasses.asdict(self.settings)}
-        examples = {
-            key: {'shape': list(array.shape), 'dtype': str(array.dtype).removeprefix('torch.')}
-            for key, array in example_batch.items()
-        }
+        examples = trees.map(_description, dict(example_batch))
         versions = {**_versions(self.agent), 'jit': mode, 'threads': torch.get_num_threads()}
         write_json(self.folder / 'config.json', _jsonable(self.agent.config))
         write_json(self.folder / 'agent.json', examples)
@@ -435,10 +433,17 @@ def _delete_run(folder: Path) -> None:
 
 def examples_of(folder: Path) -> dict[str, torch.Tensor]:
     """Return zeros of the shapes and dtypes that a run's agents were created from."""
-    return {
-        key: torch.zeros(spec['shape'], dtype=getattr(torch, spec['dtype']))
-        for key, spec in read_json(folder / 'agent.json').items()
-    }
+    return {key: _example(spec) for key, spec in read_json(folder / 'agent.json').items()}
+
+
+def _description(array) -> dict:
+    return {'shape': list(array.shape), 'dtype': str(array.dtype).removeprefix('torch.')}
+
+
+def _example(spec: dict):
+    if not isinstance(spec.get('dtype'), str):  # a dict of arrays
+        return {key: _example(child) for key, child in spec.items()}
+    return torch.zeros(spec['shape'], dtype=getattr(torch, spec['dtype']))
 
 
 def create_agents(agent: Agent, seeds, example_batch: dict) -> list:

@@ -10,7 +10,7 @@ from experiments import pretrain_finetune as launcher
 from purerl.envs.make import make
 from purerl.train import loop, offline
 from purerl.train.collect import collect
-from purerl.train.config import ROOT, load_agent
+from purerl.train.config import ROOT, RunError, load_agent
 from purerl.train.plotting import read_csv
 
 AGENTS = sorted(
@@ -106,3 +106,9 @@ def test_two_seeds_train_and_resume_to_the_same_bits(tmp_path, dataset, name):
     assert files_of(whole) == files_of(resumed)
     for file in files_of(whole):
         assert (resumed / file).read_bytes() == (whole / file).read_bytes(), file
+
+
+def test_contrasting_single_transitions_is_refused_before_the_run(tmp_path, dataset):
+    with pytest.raises(RunError, match='batch_size must be above 1'):
+        run(tmp_path, 'fb_repr', dataset, '--run_name=single', '--agent.batch_size=1')
+    assert not (tmp_path / 'single').exists()

@@ -16,6 +16,7 @@ CASES = {
     'idql/dataset__core': replay_jaxrl5_dataset,
     'idql/dataset__replay_buffer': replay_jaxrl5_dataset,
     'idql/dataset__d4rl': replay_jaxrl5_dataset,
+    'idql/dataset__binary': replay_jaxrl5_dataset,
 }
 
 

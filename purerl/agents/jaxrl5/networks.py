@@ -4,20 +4,53 @@ Source: philippe-eecs/IDQL @ 7582571, jaxrl5/networks and jaxrl5/distributions. 
 are composed from classes: ``functools.partial(MLP, hidden_dims=(256, 256))``.
 """
 
+import functools
 from collections.abc import Callable, Sequence
 
 import torch
 
-from purerl.core import nn, random, trees
+from purerl.core import nn, optim, random, trees
+from purerl.core.diffusion import DDPM, FourierFeatures
 from purerl.core.distributions import MultivariateNormalDiag, TanhTransformed
 from purerl.core.ops import clip
+from purerl.core.state import TrainState
 
 ModuleClass = Callable[[], nn.Module]
 
 
-def default_init() -> nn.Initializer:
-    """The original's kernel initialiser."""
-    return nn.xavier_uniform()
+def default_init(scale: float = 1.0) -> nn.Initializer:
+    """The original's kernel initialiser, Xavier's, with `scale` times its variance."""
+    return nn.variance_scaling(scale, 'fan_avg', 'uniform')
+
+
+def get_weight_decay_mask(params, excluded: Sequence[str] = ('Input', 'Output')):
+    """Return which parameters decay: all but biases and the layers that `excluded` names.
+
+    Args:
+        params: parameter tree.
+        excluded: parts of names; whatever lies below a name with one of them does not decay.
+
+    Returns:
+        A tree of booleans, for `optim.adamw`.
+    """
+
+    def decays(path):
+        return not any(name == 'bias' or any(part in name for part in excluded) for name in path)
+
+    flags = [decays(path) for path, _ in trees.leaves_with_path(params)]
+    return trees.unflatten(trees.structure(params), flags)
+
+
+def make_state(
+    model_def: nn.Module, key: torch.Tensor, *inputs, tx: optim.GradientTransformation
+) -> TrainState:
+    """Initialise a network from a key and example inputs, with a fresh optimiser state."""
+    return TrainState.create(model_def, nn.init(model_def, key, *inputs), tx=tx, step=0)
+
+
+def target_of(state: TrainState) -> TrainState:
+    """Return a copy of a network, without optimiser."""
+    return TrainState.create(state.model_def, trees.map(torch.clone, state.params), step=0)
 
 
 class MLP(nn.Module):
@@ -28,6 +61,7 @@ class MLP(nn.Module):
         activations: activation function.
         activate_final: whether the last layer is activated too.
         use_layer_norm: whether to normalise the input.
+        scale_final: factor of the last layer's initial variance, or None for 1.
         dropout_rate: dropout of the activated layers, or None.
     """
 
@@ -37,13 +71,18 @@ class MLP(nn.Module):
         activations=nn.relu,
         activate_final: bool = False,
         use_layer_norm: bool = False,
+        scale_final: float | None = None,
         dropout_rate: float | None = None,
     ):
         super().__init__()
         self.activations = activations
         self.num_activated = len(hidden_dims) if activate_final else len(hidden_dims) - 1
         self.norm = self.compact(nn.LayerNorm()) if use_layer_norm else None
-        self.dense = [self.compact(nn.Dense(size, default_init())) for size in hidden_dims]
+        scales = [1.0] * (len(hidden_dims) - 1) + [1.0 if scale_final is None else scale_final]
+        self.dense = [
+            self.compact(nn.Dense(size, default_init(scale)))
+            for size, scale in zip(hidden_dims, scales, strict=False)
+        ]
         num_dropouts = self.num_activated if dropout_rate else 0
         self.dropouts = [self.compact(nn.Dropout(dropout_rate)) for _ in range(num_dropouts)]
 
@@ -269,3 +308,43 @@ class MLPResNet(nn.Module):
         for block in self.blocks:
             x = block(x, training)
         return self.dense_out(self.activations(x))
+
+
+def score_network(config, action_dim: int) -> DDPM:
+    """IDQL's score network.
+
+    Args:
+        config: of `ddpm_iql`.
+        action_dim: size of the action.
+
+    Raises:
+        ValueError: for an unknown architecture.
+    """
+    if config['actor_architecture'] == 'mlp':
+        # Kept from the original: without dropout, whatever the config says.
+        reverse_encoder_cls = functools.partial(
+            MLP,
+            hidden_dims=(*config['actor_hidden_dims'], action_dim),
+            activations=nn.mish,
+            use_layer_norm=config['actor_layer_norm'],
+        )
+    elif config['actor_architecture'] == 'ln_resnet':
+        reverse_encoder_cls = functools.partial(
+            MLPResNet,
+            num_blocks=config['actor_num_blocks'],
+            out_dim=action_dim,
+            dropout_rate=config['actor_dropout_rate'],
+            use_layer_norm=config['actor_layer_norm'],
+            hidden_dim=config['mlp_resnet_hidden_dim'],
+            activations=nn.mish,
+        )
+    else:
+        architecture = config['actor_architecture']
+        raise ValueError(f'actor_architecture must be mlp or ln_resnet, got {architecture!r}')
+    return DDPM(
+        cond_encoder_cls=functools.partial(MLP, hidden_dims=(128, 128), activations=nn.mish),
+        reverse_encoder_cls=reverse_encoder_cls,
+        time_preprocess_cls=functools.partial(
+            FourierFeatures, output_size=config['time_dim'], learnable=True
+        ),
+    )

@@ -7,7 +7,16 @@ import numpy as np
 import pytest
 import torch
 
-from experiments.configs.jaxrl5 import droq, redq
+from experiments.configs.jaxrl5 import bc as bc_config
+from experiments.configs.jaxrl5 import (
+    ddpm_iql_finetune,
+    ddpm_iql_offline,
+    droq,
+    iql_antmaze,
+    iql_mujoco,
+    redq,
+)
+from experiments.configs.jaxrl5 import td3 as td3_config
 from purerl.agents.infom import (
     crl_infonce,
     dino_rebrac,
@@ -21,9 +30,11 @@ from purerl.agents.infom import (
     td_infonce,
 )
 from purerl.agents.infom.networks import MLP
-from purerl.agents.jaxrl5 import sac
+from purerl.agents.jaxrl5 import bc, ddpm_iql, ddpm_iql_simple, sac, td3
+from purerl.agents.jaxrl5 import iql as jaxrl5_iql
 from purerl.core import random, trees
 from purerl.core.jit import CompiledFunction, jit, use_mode, vmap
+from purerl.core.state import TrainState
 
 OBSERVATIONS, ACTIONS, LATENTS, BATCH = 5, 3, 4, 16
 
@@ -34,7 +45,18 @@ INFOM = {
     'lr': 3e-3,
     'tau': 0.1,
 }
-JAXRL5 = {'hidden_dims': (16, 8), 'actor_lr': 3e-3, 'critic_lr': 3e-3, 'temp_lr': 3e-3, 'tau': 0.1}
+JAXRL5 = {'hidden_dims': (16, 8), 'actor_lr': 3e-3, 'critic_lr': 3e-3, 'tau': 0.1}
+SAC_SIZES = {**JAXRL5, 'temp_lr': 3e-3}
+IDQL_SIZES = {
+    'critic_hidden_dims': (16, 8),
+    'mlp_resnet_hidden_dim': 8,
+    'time_dim': 8,
+    'N': 4,
+    'actor_lr': 3e-3,
+    'critic_lr': 3e-3,
+    'value_lr': 3e-3,
+    'tau': 0.1,
+}
 
 
 class Case(NamedTuple):
@@ -55,6 +77,14 @@ ONLINE = {
     'utd_4': lambda agent, batch: agent.update(
         {name: x for name, x in batch.items() if not name.startswith('observation_')}, 4
     ),
+}
+
+
+UPDATE = {'update': ONLINE['update']}
+IDQL = {
+    **UPDATE,
+    'critic': lambda agent, batch: agent.critic_update(batch),
+    'actor': lambda agent, batch: agent.actor_update(batch),
 }
 
 
@@ -124,6 +154,8 @@ FLOW_SIZES = {
     'num_flow_steps': 4,
 }
 FB = functools.partial(Case, fb_repr.ForwardBackwardRepresentationAgent, fb_repr.get_config)
+FULL_IDQL = functools.partial(Case, ddpm_iql.DDPMIQLLearner, ddpm_iql.get_config)
+BC_SIZES = {'hidden_dims': (16, 8), 'actor_lr': 3e-3}
 FB_SIZES = {
     'forward_repr_hidden_dims': (16, 8),
     'backward_repr_hidden_dims': (16, 8),
@@ -205,9 +237,66 @@ CASES = {
         },
         OFFLINE,
     ),
-    'sac': SAC(sac.get_config, JAXRL5, ONLINE),
-    'redq': SAC(redq.get_config, {**JAXRL5, 'num_qs': 4}, ONLINE),
-    'droq': SAC(droq.get_config, {**JAXRL5, 'critic_dropout_rate': 0.2}, ONLINE),
+    'sac': SAC(sac.get_config, SAC_SIZES, ONLINE),
+    'redq': SAC(redq.get_config, {**SAC_SIZES, 'num_qs': 4}, ONLINE),
+    'droq': SAC(droq.get_config, {**SAC_SIZES, 'critic_dropout_rate': 0.2}, ONLINE),
+    'td3': Case(td3.TD3Learner, td3.get_config, JAXRL5, ONLINE),
+    'td3_drawn': Case(
+        td3.TD3Learner,
+        td3.get_config,
+        {
+            **JAXRL5,
+            'num_qs': 4,
+            'num_min_qs': 2,
+            'critic_dropout_rate': 0.2,
+            'critic_layer_norm': True,
+        },
+        ONLINE,
+    ),
+    'bc': Case(bc.BCLearner, bc.get_config, BC_SIZES, UPDATE),
+    'bc_regularised': Case(
+        bc.BCLearner,
+        bc.get_config,
+        {
+            **BC_SIZES,
+            'use_layer_norm': True,
+            'dropout_rate': 0.2,
+            'weight_decay': 0.1,
+            'entropy_bonus': 0.1,
+            'decay_steps': 10,
+        },
+        UPDATE,
+    ),
+    'jaxrl5_iql': Case(
+        jaxrl5_iql.IQLLearner, jaxrl5_iql.get_config, {**JAXRL5, 'value_lr': 3e-3}, UPDATE
+    ),
+    'ddpm_iql': FULL_IDQL({**IDQL_SIZES, 'actor_hidden_dims': (16, 8)}, IDQL),
+    'ddpm_iql_quantile': FULL_IDQL(
+        {
+            **IDQL_SIZES,
+            'actor_architecture': 'ln_resnet',
+            'actor_dropout_rate': 0.2,
+            'actor_layer_norm': True,
+            'critic_objective': 'quantile',
+            'actor_objective': 'soft_adv',
+        },
+        IDQL,
+    ),
+    'ddpm_iql_exponential': FULL_IDQL(
+        {
+            **IDQL_SIZES,
+            'actor_hidden_dims': (16, 8),
+            'critic_objective': 'exponential',
+            'actor_objective': 'exp_adv',
+        },
+        UPDATE,
+    ),
+    'ddpm_iql_simple': Case(
+        ddpm_iql_simple.DDPMIQLLearner,
+        ddpm_iql_simple.get_config,
+        {**IDQL_SIZES, 'actor_dropout_rate': 0.2},
+        IDQL,
+    ),
 }
 # What the temperature of an entropy bonus or a penalty would shift in the probes.
 PROBES = {
@@ -222,6 +311,16 @@ PROBES = {
         'init_temperature': 1e-4,
         'temp_lr': 0.0,
         'critic_dropout_rate': 0.01,
+    },
+    'td3': {'target_policy_noise': 0.0},
+    'jaxrl5_iql': {'temperature': 100.0, 'value_lr': 1e-2},
+    'ddpm_iql': {'value_lr': 1e-2, 'decay_steps': None, 'actor_tau': 0.1, 'N': 64},
+    'ddpm_iql_simple': {
+        'value_lr': 1e-2,
+        'decay_steps': None,
+        'actor_tau': 0.1,
+        'actor_dropout_rate': None,
+        'N': 64,
     },
 }
 
@@ -390,8 +489,8 @@ def assert_no_shared_memory(agent):
 def test_info_holds_finite_scalars(name, step):
     _, info = run(make_agent(name), CASES[name].steps[step])
     for key, value in info.items():
-        assert value.shape == (), key
-        assert torch.isfinite(value), key
+        assert value.shape == ((BATCH,) if key == 'adv' and name == 'jaxrl5_iql' else ()), key
+        assert torch.isfinite(value).all(), key
 
 
 OWN_TARGETS = {
@@ -411,7 +510,10 @@ def test_targets_start_as_copies(name):
         for target in [key for key in params if 'target' in key and key not in own]:
             assert identical(params[target], params[target.replace('target_', '')])
     else:
-        assert identical(agent.target_critic.params, agent.critic.params)
+        for target in [field for field in vars(agent) if field.startswith('target_')]:
+            if isinstance(getattr(agent, target), TrainState):
+                online = getattr(agent, target.removeprefix('target_'))
+                assert identical(getattr(agent, target).params, online.params)
 
 
 # --- Actions --------------------------------------------------------------------------------------
@@ -427,13 +529,16 @@ def sampled(agent, observations, seed=0):
     return agent.sample_actions(observations, seed=random.key(seed), **inputs)
 
 
+UNBOUNDED = ('bc', 'bc_regularised', 'jaxrl5_iql')  # Gaussians as they are, as in the original
+
+
 @all_agents
 def test_actions(name):
     agent = make_agent(name)
     observations = make_batch()['observations']
     actions = sampled(agent, observations)
     assert actions.shape == (BATCH, ACTIONS) and actions.dtype == torch.float32
-    assert actions.abs().max() <= 1
+    assert actions.abs().max() <= 1 or name in UNBOUNDED
     assert torch.equal(actions, sampled(agent, torch.from_numpy(observations)))
     assert not torch.equal(actions, sampled(agent, observations, seed=1))
     assert sampled(agent, observations[0]).shape == (ACTIONS,)
@@ -451,7 +556,7 @@ def test_temperature_zero_gives_the_mode(name):
         torch.testing.assert_close(actions, mode, rtol=1e-6, atol=1e-7)
 
 
-@pytest.mark.parametrize('name', ['sac', 'redq', 'droq'])
+@pytest.mark.parametrize('name', ['sac', 'redq', 'droq', 'td3', 'bc', 'jaxrl5_iql'])
 def test_online_actions_advance_the_key_and_evaluation_does_not(name):
     agent = make_agent(name)
     observations = make_batch()['observations']
@@ -464,6 +569,12 @@ def test_online_actions_advance_the_key_and_evaluation_does_not(name):
 
 
 # --- Creation -------------------------------------------------------------------------------------
+
+
+def published(module, name):
+    """What `test_every_shipped_config_builds` takes, for each domain of a file of configs."""
+    configs = [functools.partial(module.get_config, domain) for domain in module.DOMAINS]
+    return [(module.DDPMIQLLearner, get_config, name) for get_config in configs]
 
 
 @pytest.mark.parametrize(
@@ -480,6 +591,17 @@ def test_online_actions_advance_the_key_and_evaluation_does_not(name):
         (sac.SACLearner, sac.get_config, 'sac'),
         (redq.SACLearner, redq.get_config, 'redq'),
         (droq.SACLearner, droq.get_config, 'droq'),
+        (td3.TD3Learner, td3.get_config, 'td3'),
+        (td3_config.TD3Learner, td3_config.get_config, 'td3'),
+        (bc.BCLearner, bc.get_config, 'bc'),
+        (bc_config.BCLearner, bc_config.get_config, 'bc'),
+        (jaxrl5_iql.IQLLearner, jaxrl5_iql.get_config, 'iql'),
+        (iql_antmaze.IQLLearner, iql_antmaze.get_config, 'iql'),
+        (iql_mujoco.IQLLearner, iql_mujoco.get_config, 'iql'),
+        (ddpm_iql.DDPMIQLLearner, ddpm_iql.get_config, 'ddpm_iql'),
+        (ddpm_iql_simple.DDPMIQLLearner, ddpm_iql_simple.get_config, 'ddpm_iql_simple'),
+        *published(ddpm_iql_finetune, 'ddpm_iql'),
+        *published(ddpm_iql_offline, 'ddpm_iql_simple'),
     ],
 )
 def test_every_shipped_config_builds(cls, get_config, name):

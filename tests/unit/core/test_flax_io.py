@@ -496,6 +496,16 @@ def test_missing_files_and_folders_are_named(tmp_path):
         flax_io.load_flax(tmp_path)
 
 
+def test_arrays_of_objects_on_request():
+    data = pickle.dumps(np.array([{'x': np.arange(3)}, np.array([None, 'a'])], dtype=object))
+    loaded = flax_io.load_safe_pickle(io.BytesIO(data), objects=True)
+    np.testing.assert_array_equal(loaded[0]['x'], np.arange(3))
+    assert loaded[1] == [None, 'a']
+    square = pickle.dumps(np.full((2, 2), None))
+    with pytest.raises(CheckpointError, match='arrays of objects'):
+        flax_io.load_safe_pickle(io.BytesIO(square), objects=True)
+
+
 @pytest.mark.parametrize('protocol', range(6))
 def test_plain_values_come_back_as_they_are(protocol):
     shared = [1, 2]

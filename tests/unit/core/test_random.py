@@ -255,12 +255,16 @@ def test_choice(shape, replace, p):
         assert_equal(ours, jax.random.choice(jax_key, 4, shape, replace, p))
 
 
-def test_choice_of_many_with_negative_probabilities():
+@pytest.mark.parametrize('spoilt', [None, np.nan, np.inf])
+@pytest.mark.parametrize('num', [1, 5, 7, 64, 100])
+def test_choice_of_many_with_negative_probabilities(num, spoilt):
     rng = np.random.RandomState(1)
     for _ in range(5):
-        p = (rng.standard_normal(64) + 0.5).astype(np.float32)
-        ours = random.choice(KEY, 64, (2000,), p=torch.from_numpy(p))
-        assert_equal(ours, jax.random.choice(JAX_KEY, 64, (2000,), p=p))
+        p = (rng.standard_normal(num) + 0.5).astype(np.float32)
+        if spoilt is not None:
+            p[num // 2] = spoilt
+        ours = random.choice(KEY, num, (2000,), p=torch.from_numpy(p))
+        assert_equal(ours, jax.random.choice(JAX_KEY, num, (2000,), p=p))
 
 
 @pytest.mark.parametrize('axis', [0, 1, -1])

@@ -95,6 +95,19 @@ def test_reward_conventions():
     assert d4rl.shape_rewards(arrays, 'pen-human-v1') is arrays
 
 
+def test_reward_conventions_by_the_names_of_gymnasium():
+    arrays = d4rl.to_dataset(d4rl.qlearning(rows(), 'file'))
+    shaped = d4rl.shape_rewards(arrays, 'Hopper-v5')
+    assert np.ptp(episodes.boundaries(shaped).returns) == pytest.approx(1000, rel=1e-6)
+    assert d4rl.reward_shift('AntMaze_UMaze-v5') == -1
+    assert d4rl.reward_shift('Ant-v5') == 0
+    own = 'antmaze-large-navigate-singletask-v0'  # OGBench's rewards are -1 and 0 already
+    assert d4rl.shape_rewards(arrays, own) is arrays
+    with pytest.raises(DatasetError, match=r'mine: .*returns without a range'):
+        same = {**arrays, 'rewards': np.zeros_like(arrays['rewards'])}
+        d4rl.shape_rewards(same, 'Hopper-v5', name='mine')
+
+
 def test_old_files_need_the_time_limit(tmp_path):
     given = rows()
     del given['timeouts']

@@ -75,3 +75,24 @@ def test_it_is_a_tree():
     leaves, structure = trees.flatten(dataset())
     assert len(leaves) == 3
     assert trees.unflatten(structure, leaves).size == 10
+
+
+def test_a_part_shares_the_arrays_and_samples_its_own_rows():
+    data = dataset()
+    part = data.select(np.array([9, 3, 5]))
+    assert part.arrays['rewards'] is data.arrays['rewards']
+    assert part.size == 3
+    assert part.take(np.array([2, 0]))['rewards'].tolist() == [5, 9]
+    key = random.key(3)
+    rows = [[9, 3, 5][i] for i in random.randint(key, (6,), 0, 3).tolist()]
+    assert part.sample(key, 6)['rewards'].tolist() == rows
+    assert part.select(np.array([1, 2])).take(torch.tensor([0, 1]))['rewards'].tolist() == [3, 5]
+
+
+def test_writeable_arrays_are_not_copied_and_others_are():
+    given = np.arange(4, dtype=np.float32)
+    shared = DeviceDataset.create({'x': given}).arrays['x']
+    given[0] = 7
+    assert shared[0] == 7
+    given.flags.writeable = False
+    assert DeviceDataset.create({'x': given}).arrays['x'].data_ptr() != given.ctypes.data

@@ -49,7 +49,7 @@ def test_a_folder_is_minari(tmp_path):
         load_dataset(tmp_path)
 
 
-@pytest.mark.parametrize('name', ['data.csv', 'data.pkl', 'data.npy'])
+@pytest.mark.parametrize('name', ['data.csv', 'data.pkl', 'data.zip'])
 def test_other_formats_are_refused(tmp_path, name):
     (tmp_path / name).write_text('')
     with pytest.raises(DatasetError, match=r'unknown dataset format .*\.npz .*\.hdf5'):

@@ -1,0 +1,82 @@
+"""Environments of the RRD originals: episodic rewards, and both domains under one call.
+
+Counterpart of envs/ of Stilwell-Git/Randomized-Return-Decomposition @ bc80473.
+"""
+
+import gymnasium
+from gymnasium.spaces import Discrete
+
+from purerl.envs import atari
+from purerl.envs.make import check_continuous, make
+
+ENV_TYPES = ('ep_rews', 'normal')
+
+
+class EpisodicRewards(gymnasium.Wrapper):
+    """Pays nothing until an episode ends, and then the sum of its rewards.
+
+    Statistics of an `EpisodeMonitor` inside stay those of the true rewards.
+    """
+
+    def __init__(self, env):
+        super().__init__(env)
+        self._sum = 0.0
+
+    def reset(self, *, seed=None, options=None):
+        self._sum = 0.0
+        return self.env.reset(seed=seed, options=options)
+
+    def step(self, action):
+        observation, reward, terminated, truncated, info = self.env.step(action)
+        self._sum += float(reward)
+        if not (terminated or truncated):
+            return observation, 0.0, terminated, truncated, info
+        paid, self._sum = self._sum, 0.0
+        return observation, paid, terminated, truncated, info
+
+
+def make_episodic(env_name, seed=None, env_type='ep_rews', max_episode_steps=1000, **options):
+    """Makes an environment of either domain.
+
+    Args:
+        env_name: An Atari game (`Assault`; see `purerl.envs.atari`), or a name that
+            `purerl.envs.make.make` takes (`Ant-v5`).
+        seed: As in `make`.
+        env_type: `ep_rews` for an `EpisodicRewards` outermost, `normal` for rewards as they are.
+        max_episode_steps: Time limit in steps, which replaces the environment's own.
+        **options: Options of `atari.make_atari`; other environments take none.
+
+    Returns:
+        A `gymnasium.Env` whose last infos hold the true rewards' statistics.
+
+    Raises:
+        ValueError: If there is no such environment or type.
+        ImportError: If its package is not installed.
+    """
+    if env_type not in ENV_TYPES:
+        raise ValueError(f'env_type must be {" or ".join(ENV_TYPES)}, not {env_type!r}')
+    if atari.is_atari(env_name):
+        env = atari.make_atari(env_name, seed, max_episode_steps, **options)
+    else:
+        env = make(env_name, seed=seed, max_episode_steps=max_episode_steps)
+    return EpisodicRewards(env) if env_type == 'ep_rews' else env
+
+
+def check_actions(env, discrete):
+    """Refuses an environment that an agent of one kind of actions cannot act in.
+
+    Args:
+        env: A `gymnasium.Env`.
+        discrete: Whether the agent chooses among finitely many actions.
+
+    Raises:
+        ValueError: If the action space is of the other kind.
+    """
+    if not discrete:
+        check_continuous(env)
+    elif not (isinstance(env.action_space, Discrete) and env.action_space.start == 0):
+        name = env.spec.id if env.spec is not None else type(env.unwrapped).__name__
+        raise ValueError(
+            f'{name} has the action space {env.action_space}, but this agent needs discrete '
+            'actions 0, 1, ...: an Atari game, or CartPole-v1'
+        )
