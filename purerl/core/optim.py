@@ -703,13 +703,16 @@ def tf_adam(
 
 @_interned
 def _scale_by_tf_adam(b1: float, b2: float, eps: float) -> GradientTransformation:
+    # The original subtracts in float32, which makes 1 - 0.999 smaller by 1.3e-5.
+    rest1, rest2 = (float(np.float32(1) - np.float32(b)) for b in (b1, b2))
+
     def update(updates, state, params=None):
         count = _increment(state.count)
         correction = torch.sqrt(_debias(b2, count)) / _debias(b1, count)
 
         def update_leaf(g, m, v):
-            m = m + (g - m) * (1 - b1)
-            v = v + (g * g - v) * (1 - b2)
+            m = m + (g - m) * rest1
+            v = v + (g * g - v) * rest2
             return m * correction / (torch.sqrt(v) + eps), m, v
 
         updates, mu, nu = _map_columns(update_leaf, 3, updates, state.mu, state.nu)

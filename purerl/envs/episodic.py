@@ -44,7 +44,7 @@ def make_episodic(env_name, seed=None, env_type='ep_rews', max_episode_steps=100
         seed: As in `make`.
         env_type: `ep_rews` for an `EpisodicRewards` outermost, `normal` for rewards as they are.
         max_episode_steps: Time limit in steps, which replaces the environment's own.
-        **options: Options of `atari.make_atari`; other environments take none.
+        **options: Options of `atari.make_atari`, or of `make`.
 
     Returns:
         A `gymnasium.Env` whose last infos hold the true rewards' statistics.
@@ -58,8 +58,24 @@ def make_episodic(env_name, seed=None, env_type='ep_rews', max_episode_steps=100
     if atari.is_atari(env_name):
         env = atari.make_atari(env_name, seed, max_episode_steps, **options)
     else:
-        env = make(env_name, seed=seed, max_episode_steps=max_episode_steps)
+        env = make(env_name, seed=seed, max_episode_steps=max_episode_steps, **options)
     return EpisodicRewards(env) if env_type == 'ep_rews' else env
+
+
+def options_of(flags):
+    """Picks the options of `make_episodic` from a run's flags.
+
+    Args:
+        flags: A mapping of the loop's settings.
+
+    Returns:
+        A dict.
+    """
+    options = {'max_episode_steps': flags['test_timesteps']}
+    if atari.is_atari(flags['env_name']):
+        names = ('sticky', 'noop', 'frames', 'frame_max', 'life_loss_ends')
+        options |= {name: flags[name] for name in names}
+    return options
 
 
 def check_actions(env, discrete):

@@ -24,8 +24,7 @@ from purerl.core import random, trees
 from purerl.data.episode_replay import EliteReplay, EpisodeReplay
 from purerl.data.frame_replay import FrameReplay
 from purerl.data.transition_replay import TransitionReplay
-from purerl.envs.atari import is_atari
-from purerl.envs.episodic import ENV_TYPES, check_actions, make_episodic
+from purerl.envs.episodic import ENV_TYPES, check_actions, make_episodic, options_of
 from purerl.train.config import Agent, RunError, check_settings, setting
 from purerl.train.evaluation import evaluate, policy_of, to_numpy
 from purerl.train.logging import scalars
@@ -88,11 +87,7 @@ class Settings(RunSettings):
     @property
     def env_options(self) -> dict:
         """Options of `purerl.envs.episodic.make_episodic`."""
-        options = {'max_episode_steps': self.test_timesteps}
-        if is_atari(self.env_name):
-            names = ('sticky', 'noop', 'frames', 'frame_max', 'life_loss_ends')
-            options |= {name: getattr(self, name) for name in names}
-        return options
+        return options_of(dataclasses.asdict(self))
 
     def make_env(self, seed=None):
         """Make the environment.

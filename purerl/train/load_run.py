@@ -4,11 +4,12 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from gymnasium.spaces import Dict
+from gymnasium.spaces import Dict, Discrete
 
 from purerl.core import trees
 from purerl.core.checkpoint import load_checkpoint
 from purerl.data.dataset import normalize
+from purerl.envs import episodic
 from purerl.envs.make import make
 from purerl.envs.pixels import options_of
 from purerl.train.config import RunError, load_agent
@@ -59,8 +60,7 @@ class TrainedRun:
         """
         env_name = env_name or self.flags['env_name']
         try:
-            options = {**options_of(self.flags), **options}
-            env = make(env_name, seed=seed, frame_stack=self.frame_stack, **options)
+            env = self._make(env_name, seed, options)
         except (ValueError, ImportError) as error:
             raise RunError(str(error)) from error
         spaces = {'observations': env.observation_space, 'actions': env.action_space}
@@ -73,6 +73,15 @@ class TrainedRun:
                     f'{self.folder} were trained with {trained} in {self.flags["env_name"]}'
                 )
         return env
+
+    def _make(self, env_name, seed, options):
+        if 'env_type' in self.flags:  # of the loop on whole episodes
+            if episodic.atari.is_atari(env_name):
+                options = {}  # games can always be seen
+            of_run = episodic.options_of({**self.flags, 'env_name': env_name})
+            return episodic.make_episodic(env_name, seed, 'normal', **{**of_run, **options})
+        options = {**options_of(self.flags), **options}
+        return make(env_name, seed=seed, frame_stack=self.frame_stack, **options)
 
     def policy(self, i: int = 0, explore: bool = False):
         """Make the policy of agent number `i`: with all that the run gave it to act by.
@@ -99,7 +108,7 @@ class TrainedRun:
 def _shapes_of(space):
     if isinstance(space, Dict):
         return {key: _shapes_of(child) for key, child in space.items()}
-    return space.shape
+    return (int(space.n),) if isinstance(space, Discrete) else space.shape
 
 
 def load_run(path: str | Path, step: int | None = None) -> TrainedRun:

@@ -16,6 +16,7 @@ Deviations from the original:
 import contextlib
 import dataclasses
 import functools
+import inspect
 
 import gymnasium
 import numpy as np
@@ -264,6 +265,11 @@ def _check_agent(agent):
             f'{agent.path} cannot train online: {agent.agent_class.__name__} has no '
             f'{" and no ".join(missing)}; an agent with pretrain and finetune trains with '
             'experiments.offline'
+        )
+    if 'utd_ratio' not in inspect.signature(agent.agent_class.update).parameters:
+        raise RunError(
+            f'{agent.path} cannot train online: its update takes no utd_ratio; it trains from a '
+            'dataset with experiments.offline_to_online'
         )
     if agent.needs:
         raise RunError(

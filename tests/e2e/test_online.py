@@ -163,8 +163,16 @@ def test_mistakes_stop_before_anything_is_written(tmp_path, changes, message):
     assert not list(tmp_path.iterdir())
 
 
-def test_an_offline_agent_is_sent_to_the_other_loop(tmp_path):
-    arguments = [f'--save_dir={tmp_path}', '--agent=purerl/agents/infom/rebrac.py']
-    with pytest.raises(RunError, match=r'has no update.*experiments\.offline'):
+@pytest.mark.parametrize(
+    'agent, message',
+    [
+        ('infom/rebrac', r'has no update.*experiments\.offline'),
+        ('jaxrl5/iql', r'takes no utd_ratio.*experiments\.offline_to_online'),
+        ('jaxrl5/ddpm_iql', r'takes no utd_ratio.*experiments\.offline_to_online'),
+    ],
+)
+def test_an_offline_agent_is_sent_to_the_other_loop(tmp_path, agent, message):
+    arguments = [f'--save_dir={tmp_path}', f'--agent=purerl/agents/{agent}.py']
+    with pytest.raises(RunError, match=message):
         launcher.main(['online', '--env_name=Pendulum-v1', *arguments])
     assert not list(tmp_path.iterdir())

@@ -6,6 +6,7 @@ import gymnasium
 import numpy as np
 import pytest
 
+from experiments import evaluate as evaluate_launcher
 from experiments import rrd as launcher
 from purerl.core import jit, trees
 from purerl.core.checkpoint import latest_step
@@ -119,6 +120,14 @@ def test_what_a_run_leaves(tmp_path):
     assert list(episodes['step']) == [12, 24, 36, 48, 60]
     # The records are of the true rewards, not of the sum at the end.
     assert (episodes['training/episode.final_reward'] > episodes['training/episode.return']).all()
+
+
+@pytest.mark.parametrize('name', ['rrd_sac', 'rrd_dqn_atari'])
+def test_a_run_can_be_evaluated_from_its_folder(tmp_path, capsys, name):
+    run(tmp_path, **VARIANTS[name])
+    argv = ['evaluate', f'--run={tmp_path / "run"}', '--episodes=2']
+    evaluate_launcher.main(argv)
+    assert 'episode.length: 12' in capsys.readouterr().out
 
 
 @pytest.mark.parametrize('alg, basis_alg', [('rrd', 'sac'), ('rrd', 'td3')])

@@ -28,6 +28,21 @@ EXPECTED = {'opt': 1e-5, 'saturated': 1e-3}
 # Unclipped chains on the cosine schedule begin by dividing by the root of 0.001.
 AMPLIFIED = {'idql/networks__diffusion': {'fn': 5e-5}}
 
+# RRD's family: 'rounding' is what twins that differ in the last bits are off by as well. The
+# log-probability of a squashed action close to its bounds hangs on the action's last bit, and with
+# it SAC's losses, moments and steps; DDPG, TD3 and DQN have no such actions.
+RRD = {'opt': 2e-5, 'rounding': 2e-3}
+RRD_SQUASHED = {**dict.fromkeys(('eval', 'grad', 'info', 'params', 'actions'), 1e-4), 'opt': 1e-4}
+RRD_SQUASHED |= {'rounding': 2e-2}
+
+
+def expected_errors(name):
+    """Return the largest errors allowed, by kind, of a recording."""
+    if not name.startswith('rrd/'):
+        return {**EXPECTED, **AMPLIFIED.get(name, {})}
+    return RRD_SQUASHED if re.search('(_|/)sac__', name) else RRD
+
+
 # Only rounding moves these (docs/reference_cases.md), and no others are left out.
 NOISE = r'(params/\d+|opt/\d+/[mn]u)/modules_critic/psi/(Dense|LayerNorm)_\d+/bias'
 NOISY = ('infom/td_infonce__', 'infom/crl_infonce__penalty0')
@@ -39,7 +54,7 @@ def test_recording_is_reproduced(path):
     assert report.failures == []
     assert bool(report.left_out) == name_of(path).startswith(NOISY)
     assert all(re.fullmatch(NOISE, name) for name in report.left_out)
-    expected = {**EXPECTED, **AMPLIFIED.get(name_of(path), {})}
+    expected = expected_errors(name_of(path))
     for kind, error in report.errors.items():
         assert error <= expected.get(kind, 5e-6), f'{kind}: {error}'
 

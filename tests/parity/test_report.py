@@ -182,7 +182,7 @@ def test_encoders_are_overridden_only_while_a_recording_is_replayed():
     from purerl.agents.infom.encoders import encoder_modules
 
     before = dict(encoder_modules)
-    assert replay(changed('infom/rebrac__mlp_encoder_one_layer')).passed
+    assert replay(changed('infom/fb_repr__mlp_encoder_one_layer')).passed
     assert encoder_modules == before
 
 

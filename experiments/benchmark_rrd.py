@@ -1,0 +1,89 @@
+r"""Times acting and learning of RRD's family beside Stable-Baselines3.
+
+    python -m experiments.benchmark_rrd --algorithms=sac,td3 --env=HalfCheetah-v5 --steps=5000
+    python -m experiments.benchmark_rrd --algorithms=dqn --env=CartPole-v1
+
+Both sides take `steps` steps with one update each, in the same environment, with the same batch
+size and network widths, after a warm-up that is not timed (it compiles). Prints one line per
+algorithm: steps with their updates per second. Needs `pip install -e '.[benchmark]'`.
+"""
+
+import time
+
+import torch
+from absl import app, flags
+
+from purerl.core import jit
+from purerl.train.config import load_agent
+from purerl.train.episodic import Learner, Settings, World, run_iteration
+from purerl.train.run import create_agents
+
+_ALGORITHMS = flags.DEFINE_list('algorithms', ['sac'], 'Of purerl/agents/rrd: sac, td3, ddpg, dqn.')
+_ENV = flags.DEFINE_string('env', 'HalfCheetah-v5', 'A gymnasium id.')
+_STEPS = flags.DEFINE_integer('steps', 5000, 'Timed steps.')
+_WARMUP = flags.DEFINE_integer('warmup_steps', 2000, 'Steps before, a multiple of 100.')
+_BATCH = flags.DEFINE_integer('batch_size', 256, 'Transitions per update.')
+_WIDTH = flags.DEFINE_integer('width', 256, 'Width of both hidden layers.')
+_MODE = flags.DEFINE_enum('jit', 'inductor', jit.MODES, 'How updates are compiled.')
+_ROUND = 100  # steps, then updates, as RRD's original does
+
+
+def time_ours(algorithm: str) -> float:
+    """Return steps (with one update each) per second of this library."""
+    widths = (_WIDTH.value, _WIDTH.value)
+    agent = load_agent(f'purerl/agents/rrd/{algorithm}.py', {'hidden_dims': widths})
+    settings = Settings(
+        env_name=_ENV.value,
+        env_type='normal',
+        timesteps=_ROUND,
+        train_batches=_ROUND,
+        batch_size=_BATCH.value,
+        buffer_size=_STEPS.value + _WARMUP.value,
+        warmup=1,
+    )
+    world = World(agent, settings, 0)
+    space, actions = world.env.observation_space, world.env.action_space
+    size = actions.shape or (int(actions.n),)
+    example = {'observations': torch.zeros(1, *space.shape), 'actions': torch.zeros(1, *size)}
+    learner = Learner(create_agents(agent, [0], example)[0], 1)
+    with jit.use_mode(_MODE.value):
+        while world.steps < _WARMUP.value or world.updates == 0:
+            run_iteration(learner, [world])
+        before, start = world.updates, time.perf_counter()
+        while world.updates - before < _STEPS.value:
+            run_iteration(learner, [world])
+        seconds = time.perf_counter() - start
+    world.close()
+    return (world.updates - before) / seconds
+
+
+def time_theirs(algorithm: str) -> float:
+    """Return the same of Stable-Baselines3's algorithm of that name."""
+    import stable_baselines3
+
+    model = getattr(stable_baselines3, algorithm.upper())(
+        'MlpPolicy',
+        _ENV.value,
+        batch_size=_BATCH.value,
+        learning_starts=0,
+        train_freq=_ROUND,
+        gradient_steps=_ROUND,
+        policy_kwargs={'net_arch': [_WIDTH.value, _WIDTH.value]},
+        device='cpu',
+        seed=0,
+    )
+    model.learn(_WARMUP.value)
+    start = time.perf_counter()
+    model.learn(_STEPS.value, reset_num_timesteps=False)
+    return _STEPS.value / (time.perf_counter() - start)
+
+
+def main(_):
+    for algorithm in _ALGORITHMS.value:
+        ours, theirs = time_ours(algorithm), time_theirs(algorithm)
+        ratio = f'{ours / theirs:.2f}x'
+        print(f'{algorithm}: purerl {ours:.0f}, Stable-Baselines3 {theirs:.0f}, {ratio}')
+
+
+if __name__ == '__main__':
+    app.run(main)
