@@ -159,7 +159,9 @@ def test_a_killed_process(tmp_path, finished, lamp):
     command += [f'--agent.{k}={",".join(map(str, np.ravel(v)))}' for k, v in AGENT[1].items()]
     command += [f'--{k}={v}' for k, v in flags.items() if v is not None and v is not False]
     command += ['--notqdm', '--notensorboard']
-    environment = {**os.environ, 'PYTHONPATH': os.pathsep.join([str(lamp), os.getcwd()])}
+    path = os.pathsep.join([str(lamp), os.getcwd()])
+    # The threads of the run that it is compared with.
+    environment = {**os.environ, 'PYTHONPATH': path, 'OMP_NUM_THREADS': '1'}
     process = subprocess.Popen(command, env=environment)
     for _ in range(600):
         if list(tmp_path.glob('run/checkpoints/*.json')) or process.poll() is not None:
