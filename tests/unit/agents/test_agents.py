@@ -417,7 +417,7 @@ def test_generated_code_equals_eager(name):
 @all_steps
 def test_vmap_equals_loop(name, step):
     step = CASES[name].steps[step]
-    agents = [make_agent(name, seed) for seed in range(3)]
+    agents = [make_agent(name, seed) for seed in range(4)]
     many = jit(lambda agents, batch: vmap(lambda agent: step(agent, batch))(agents))
     stacked, info = run(trees.stack(agents), many, 2)
     assert many.num_programs == 1
