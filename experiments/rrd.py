@@ -43,11 +43,11 @@ def translate(argv):
     base, argv = _take(argv, 'basis_alg')
     variant, argv = _take(argv, 'optimizer')  # the learning rate depends on it
     environment, argv = _take(argv, 'env', 'env_name')
-    if algorithm in ('rrd', 'ircr'):
+    agent_class = load_agent(f'{FOLDER}/{algorithm}.py').agent_class
+    if hasattr(agent_class, 'variant'):  # it has a base
         games = environment is not None and is_atari(environment)
         base = base or DEFAULT_BASES['atari' if games else 'mujoco']
-        if algorithm == 'ircr' and base == 'sac' and (environment or '').startswith('Humanoid-'):
-            variant = 'humanoid'
+        base = agent_class.variant(base, environment)
         variant = f'{base}_{variant}' if variant else base
     elif base is not None:
         raise RunError(f'--basis_alg={base} belongs to --alg=rrd or --alg=ircr, not to {algorithm}')

@@ -11,7 +11,7 @@ front. Such rows, and those whose frames the pointer has just overwritten, are n
 Deviations from the original:
 - Frames are read around the ring's end. There the original takes wrong frames for transitions whose
   episode's padding lies on both sides of the end.
-- `sample` takes indices; the original raises NotImplementedError.
+- `sample` takes indices, which the original refuses.
 - Drawing from a buffer without a transition, a ring too small for one stack, and cameras whose
   `num_stack` differ are refused with a message. The original draws forever, or asserts.
 - There is no iterator, whose batches would be older than the latest insertions: call `sample`.

@@ -1,8 +1,9 @@
-"""The base algorithms that RRD and IRCR take, by name."""
+"""The base algorithms that RRD and IRCR take, by name, and what both hand on to them."""
 
 import types
 
 from purerl.agents.rrd import ddpg, dqn, sac, td3
+from purerl.core.jit import jit
 
 BASES: dict[str, types.ModuleType] = {'dqn': dqn, 'ddpg': ddpg, 'td3': td3, 'sac': sac}
 _CLASSES = {'dqn': dqn.DQNAgent, 'ddpg': ddpg.DDPGAgent, 'td3': td3.TD3Agent, 'sac': sac.SACAgent}
@@ -43,3 +44,46 @@ def base_settings(name: str) -> dict:
     """Return the loop's defaults that a base has of its own."""
     module = BASES.get(name.partition('_')[0])
     return module.get_settings() if hasattr(module, 'get_settings') else {}
+
+
+class AroundBase:
+    """What an agent around another one, its field `base`, leaves to it: acting and targets."""
+
+    @classmethod
+    def variant(cls, basis_alg: str, environment: str | None) -> str:
+        """Return the argument of `get_config` for a base in an environment."""
+        return basis_alg
+
+    @classmethod
+    def acts_discretely(cls, config) -> bool:
+        """Whether it needs a discrete action space (and else a continuous one)."""
+        return base_class(config).acts_discretely(config)
+
+    @property
+    def rng(self):
+        """The base agent's key."""
+        return self.base.rng
+
+    @jit
+    def update_target(self):
+        """Move the base's targets."""
+        return self.replace(base=self.base.update_target())
+
+    @jit
+    def update_normalizer(self, batch):
+        """Count a batch's observations in, where observations are normalised."""
+        return self.replace(base=self.base.update_normalizer(batch))
+
+    def sample_actions(self, observations):
+        """Sample the base's actions for exploration; returns (actions, agent)."""
+        actions, base = self.base.sample_actions(observations)
+        return actions, self.replace(base=base)
+
+    def warmup_actions(self, observations):
+        """Sample the base's actions before training; returns (actions, agent)."""
+        actions, base = self.base.warmup_actions(observations)
+        return actions, self.replace(base=base)
+
+    def eval_actions(self, observations):
+        """Return the base's actions without exploration; returns (actions, agent)."""
+        return self.base.eval_actions(observations)[0], self

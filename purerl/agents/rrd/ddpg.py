@@ -114,7 +114,7 @@ class DDPGAgent:
         rng, key = random.split(self.rng)
         actions = self.eval_actions(observations)[0]
         noises = random.normal(key, actions.shape) * self.config['std_act']
-        return self.act(observations, noises), self.replace(rng=rng)
+        return (actions + noises).clamp(-1.0, 1.0), self.replace(rng=rng)
 
     def warmup_actions(self, observations):
         """As `sample_actions`: the original explores by its policy from the first step."""

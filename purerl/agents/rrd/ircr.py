@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 
 import torch
 
-from purerl.agents.rrd.bases import base_class, base_config, base_settings
+from purerl.agents.rrd.bases import AroundBase, base_class, base_config, base_settings
 from purerl.core import trees
 from purerl.core.jit import jit
 from purerl.core.trees import FrozenDict
@@ -27,7 +27,7 @@ def guidance_rewards(returns, low, high):
 
 
 @trees.dataclass
-class IRCRAgent:
+class IRCRAgent(AroundBase):
     """A base agent that is handed its episodes' returns as rewards."""
 
     base: Any
@@ -36,14 +36,10 @@ class IRCRAgent:
     needs: ClassVar[frozenset[str]] = frozenset({'whole_episodes', 'returns'})
 
     @classmethod
-    def acts_discretely(cls, config) -> bool:
-        """Whether it needs a discrete action space (and else a continuous one)."""
-        return base_class(config).acts_discretely(config)
-
-    @property
-    def rng(self):
-        """The base agent's key."""
-        return self.base.rng
+    def variant(cls, basis_alg: str, environment: str | None) -> str:
+        """Return the argument of `get_config`: SAC has other settings for Humanoid."""
+        humanoid = basis_alg == 'sac' and (environment or '').startswith('Humanoid-')
+        return 'sac_humanoid' if humanoid else basis_alg
 
     def _relabelled(self, batch):
         """The batch that the base sees: `returns` (B,), scaled by 0-d bounds, as rewards."""
@@ -61,34 +57,10 @@ class IRCRAgent:
         return self.replace(base=base), info
 
     @jit
-    def update_target(self):
-        """Move the base's targets."""
-        return self.replace(base=self.base.update_target())
-
-    @jit
     def update(self, batch, *actor_batch):
         """One update of the base; arguments as the base's, returns (agent, info)."""
         base, info = self.base.update(self._relabelled(batch), *actor_batch)
         return self.replace(base=base), info
-
-    @jit
-    def update_normalizer(self, batch):
-        """Count a batch's observations in, where observations are normalised."""
-        return self.replace(base=self.base.update_normalizer(batch))
-
-    def sample_actions(self, observations):
-        """Sample the base's actions for exploration; returns (actions, agent)."""
-        actions, base = self.base.sample_actions(observations)
-        return actions, self.replace(base=base)
-
-    def warmup_actions(self, observations):
-        """Sample the base's actions before training; returns (actions, agent)."""
-        actions, base = self.base.warmup_actions(observations)
-        return actions, self.replace(base=base)
-
-    def eval_actions(self, observations):
-        """Return the base's actions without exploration; returns (actions, agent)."""
-        return self.base.eval_actions(observations)[0], self
 
     @classmethod
     def create(cls, seed, ex_observations, ex_actions, config):

@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 import torch
 
 from purerl.agents.rrd import networks
-from purerl.agents.rrd.bases import base_class, base_config, base_settings
+from purerl.agents.rrd.bases import AroundBase, base_class, base_config, base_settings
 from purerl.core import nn, optim, random, trees
 from purerl.core.jit import jit
 from purerl.core.state import TrainState
@@ -21,7 +21,7 @@ from purerl.core.trees import FrozenDict
 
 
 @trees.dataclass
-class RRDAgent:
+class RRDAgent(AroundBase):
     """A base agent and a reward network that explains episodes' returns."""
 
     base: Any
@@ -29,16 +29,6 @@ class RRDAgent:
     config: Any = trees.static()
 
     needs: ClassVar[frozenset[str]] = frozenset({'whole_episodes', 'subsequences'})
-
-    @classmethod
-    def acts_discretely(cls, config) -> bool:
-        """Whether it needs a discrete action space (and else a continuous one)."""
-        return base_class(config).acts_discretely(config)
-
-    @property
-    def rng(self):
-        """The base agent's key."""
-        return self.base.rng
 
     def predict(self, batch, prefix: str = '', params=None):
         """Return the rewards that the network gives to transitions, of any leading axes."""
@@ -107,35 +97,11 @@ class RRDAgent:
         return self.replace(base=base), info
 
     @jit
-    def update_target(self):
-        """Move the base's targets."""
-        return self.replace(base=self.base.update_target())
-
-    @jit
     def update(self, batch, *actor_batch):
         """One update of base and reward network; arguments as the base's, returns (agent, info)."""
         base, info = self.base.update(self._relabelled(batch), *actor_batch)
         agent, reward_info = self.train_reward(batch)
         return agent.replace(base=base), {**info, **reward_info}
-
-    @jit
-    def update_normalizer(self, batch):
-        """Count a batch's observations in, where observations are normalised."""
-        return self.replace(base=self.base.update_normalizer(batch))
-
-    def sample_actions(self, observations):
-        """Sample the base's actions for exploration; returns (actions, agent)."""
-        actions, base = self.base.sample_actions(observations)
-        return actions, self.replace(base=base)
-
-    def warmup_actions(self, observations):
-        """Sample the base's actions before training; returns (actions, agent)."""
-        actions, base = self.base.warmup_actions(observations)
-        return actions, self.replace(base=base)
-
-    def eval_actions(self, observations):
-        """Return the base's actions without exploration; returns (actions, agent)."""
-        return self.base.eval_actions(observations)[0], self
 
     @classmethod
     def create(cls, seed, ex_observations, ex_actions, config):
