@@ -74,8 +74,7 @@ class TransitionReplay:
         """
         if self.length == 0:
             raise ValueError('no episode has ended yet: there is nothing to sample')
-        rows = stream.randint(self.length, size=batch_size)
-        return {key: array[rows] for key, array in self.buffer.arrays.items()}
+        return self.buffer.sample(batch_size, stream)
 
     def state_dict(self) -> dict:
         """Return everything that a resumed run needs; write or copy it before the next call."""

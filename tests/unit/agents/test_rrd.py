@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from experiments.rrd import translate
 from purerl.agents.rrd import bases, ddpg, dqn, ircr, networks, rrd, sac, td3
 from purerl.core import trees
 from purerl.core.jit import jit, use_mode, vmap
@@ -464,3 +465,19 @@ def test_exploration_noise_has_the_configured_size():
     observations = torch.zeros(4000, SIZE)
     noise = agent.sample_actions(observations)[0] - agent.eval_actions(observations)[0]
     assert noise.std().item() == pytest.approx(0.1, rel=0.05)
+
+
+@pytest.mark.parametrize(
+    'flags, agent',
+    [
+        ('--alg=ircr --env=Humanoid-v5', 'ircr.py:sac_humanoid'),
+        ('--alg=ircr --env=Humanoid-v5 --basis_alg=td3', 'ircr.py:td3'),
+        ('--alg=ircr --env=Ant-v5', 'ircr.py:sac'),
+        ('--alg=rrd --env=Humanoid-v5', 'rrd.py:sac'),
+        ('--alg=rrd --env=Assault --optimizer=rmsprop', 'rrd.py:dqn_rmsprop'),
+        ('--alg=td3 --env=Ant-v5', 'td3.py'),
+    ],
+)
+def test_flags_choose_the_config(flags, agent):
+    arguments = translate(['rrd', *flags.split()])
+    assert arguments[1] == f'--agent=purerl/agents/rrd/{agent}'
