@@ -304,7 +304,9 @@ def compile_graph(graph: torch.fx.GraphModule, leaves: Sequence[torch.Tensor], m
         mode: 'inductor' or 'trace'.
     """
     graph = _tidy(graph)
-    return _generate(graph, leaves) if mode == 'inductor' else graph
+    computes = any(node.op == 'call_function' for node in graph.graph.nodes)
+    # TorchInductor warns of graphs that only hand their inputs on, which it cannot cache.
+    return _generate(graph, leaves) if mode == 'inductor' and computes else graph
 
 
 def _tidy(graph):

@@ -116,6 +116,14 @@ def test_one_program_for_each_static_value():
     assert update.num_programs == 3
 
 
+def test_nothing_to_compute(caplog):
+    fn = jit(lambda x, y: (y, x), mode='inductor')
+    first, second = fn(X, 2 * X)
+    assert torch.equal(first, 2 * X)
+    assert torch.equal(second, X)
+    assert 'artifact' not in caplog.text
+
+
 def test_named_arguments_are_another_structure_as_in_jax():
     fn = jit(lambda x, y: x - y, mode='trace')
     for call in (lambda: fn(2 * X, X), lambda: fn(2 * X, y=X), lambda: fn(y=X, x=2 * X)) * 2:
