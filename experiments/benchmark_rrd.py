@@ -3,11 +3,13 @@ r"""Times acting and learning of RRD's family beside Stable-Baselines3.
     python -m experiments.benchmark_rrd --algorithms=sac,td3 --env=HalfCheetah-v5 --steps=5000
     python -m experiments.benchmark_rrd --algorithms=dqn --env=CartPole-v1
 
-Both sides take `steps` steps with one update each, in the same environment, with the same batch
-size and network widths, after a warm-up that is not timed (it compiles). Prints one line per
-algorithm: steps with their updates per second. Needs `pip install -e '.[benchmark]'`.
+Both sides take `steps` steps with one update each, 100 steps and then 100 updates, in the same
+environment, with the same batch size, network widths and threads, after a warm-up that is not timed
+(it compiles). Prints the settings, and one line per algorithm: steps with their updates per second.
+Needs `pip install -e '.[benchmark]'`.
 """
 
+import importlib.metadata
 import time
 
 import torch
@@ -15,7 +17,9 @@ from absl import app, flags
 
 from purerl.core import jit
 from purerl.train.config import load_agent
-from purerl.train.episodic import Learner, Settings, World, run_iteration
+from purerl.train.episodic import Settings
+from purerl.train.episodic_learner import Learner, run_iteration
+from purerl.train.episodic_world import World
 from purerl.train.run import create_agents
 
 _ALGORITHMS = flags.DEFINE_list('algorithms', ['sac'], 'Of purerl/agents/rrd: sac, td3, ddpg, dqn.')
@@ -78,7 +82,19 @@ def time_theirs(algorithm: str) -> float:
     return _STEPS.value / (time.perf_counter() - start)
 
 
+def _settings() -> str:
+    versions = ', '.join(
+        f'{package} {importlib.metadata.version(package)}'
+        for package in ('torch', 'stable-baselines3', 'gymnasium')
+    )
+    return (
+        f'{_ENV.value}: {_STEPS.value} steps and updates, batches of {_BATCH.value}, two layers of '
+        f'{_WIDTH.value}, {torch.get_num_threads()} threads, jit={_MODE.value}; {versions}'
+    )
+
+
 def main(_):
+    print(_settings())
     for algorithm in _ALGORITHMS.value:
         ours, theirs = time_ours(algorithm), time_theirs(algorithm)
         ratio = f'{ours / theirs:.2f}x'

@@ -4,7 +4,14 @@ import pathlib
 
 from absl import logging
 
-from experiments.reference import networks_infom, networks_jaxrl5, rrd, rrd_data, rrd_envs
+from experiments.reference import (
+    networks_infom,
+    networks_jaxrl5,
+    rrd,
+    rrd_data,
+    rrd_envs,
+    rrd_learner,
+)
 from experiments.reference.agents import FAMILIES, replay_agent
 from experiments.reference.case import Case, CaseError, load
 from experiments.reference.compare import Report
@@ -65,7 +72,7 @@ def _replayer(case: Case):
     if (case.system, case.agent) in SUBJECTS:
         return SUBJECTS[case.system, case.agent]
     if case.system == 'rrd':
-        subjects = {**rrd_data.SUBJECTS, **rrd_envs.SUBJECTS}
+        subjects = {**rrd_data.SUBJECTS, **rrd_envs.SUBJECTS, **rrd_learner.SUBJECTS}
         return subjects.get(case.agent, rrd.replay_agent)
     if case.system not in FAMILIES:
         known = ', '.join(sorted(FAMILIES))

@@ -67,12 +67,16 @@ def _entry(stored, i):
 def _counters(buffer, capacity):
     """Length, transitions and episodes ever stored, episodes dropped (-1 for single transitions).
 
-    The original counts the transitions of an unfinished episode as stored.
+    The original counts the transitions of an unfinished episode as stored, and makes room for each.
     """
     length, stored = buffer.length + buffer.pending, buffer.stored + buffer.pending
     if isinstance(buffer, TransitionReplay):
         return min(length, capacity), stored, buffer.episodes, -1
-    return length, stored, buffer.episodes, buffer.dropped
+    dropped = 0
+    while length > capacity:
+        length -= buffer.lengths()[dropped]
+        dropped += 1
+    return length, stored, buffer.episodes, buffer.dropped + dropped
 
 
 def _compare_state(case, report, buffer):
@@ -108,8 +112,10 @@ def _sample(case, buffer, op):
     if case.agent.endswith('ircr'):
         batch = buffer.sample_returns(size, stream)
         low, high, returns = (batch.pop(k) for k in ('return_low', 'return_high', 'returns'))
-        scaled = (returns - low) / (high - low)
-        return {**batch, 'rewards': scaled if case.agent == 'buffer_ircr' else returns}
+        if case.agent == 'buffer_ircr':
+            with np.errstate(invalid='ignore'):  # equal returns: NaN, as recorded
+                returns = (returns - low) / (high - low)
+        return {**batch, 'rewards': returns}
     return buffer.sample(size, stream)
 
 

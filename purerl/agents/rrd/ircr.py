@@ -57,6 +57,18 @@ class IRCRAgent(AroundBase):
         return self.replace(base=base), info
 
     @jit
+    def train_critic(self, batch):
+        """As `train`, for a base whose policy learns from batches of its own."""
+        base, info = self.base.train_critic(self._relabelled(batch))
+        return self.replace(base=base), info
+
+    @jit
+    def train_actor(self, batch):
+        """One step of the base's policy."""
+        base, info = self.base.train_actor(batch)
+        return self.replace(base=base), info
+
+    @jit
     def update(self, batch, *actor_batch):
         """One update of the base; arguments as the base's, returns (agent, info)."""
         base, info = self.base.update(self._relabelled(batch), *actor_batch)

@@ -37,6 +37,7 @@ CASES = {
     'rrd_sac': (rrd.RRDAgent, rrd.get_config, {'rrd_bias_correction': True}),
     'rrd_dqn_images': (rrd.RRDAgent, functools.partial(rrd.get_config, 'dqn'), {}),
     'ircr_sac': (ircr.IRCRAgent, ircr.get_config, {}),
+    'ircr_td3': (ircr.IRCRAgent, functools.partial(ircr.get_config, 'td3'), {}),
     'ircr_dqn': (ircr.IRCRAgent, functools.partial(ircr.get_config, 'dqn'), {}),
 }
 all_agents = pytest.mark.parametrize('name', CASES)
@@ -235,6 +236,25 @@ def test_tanh_is_tensorflows_in_value_and_gradient():
     assert y.abs().max() == 1
     slopes = vmap(torch.func.grad(lambda x: networks.tanh(x)))(x)
     torch.testing.assert_close(slopes, 1 - y * y, rtol=0, atol=0)
+
+
+def test_the_densitys_constants_are_added_first():
+    """As in TensorFlow's optimised graph, where float32 keeps 8 units in the last place of 1e-6."""
+    outputs = torch.tensor([[20.0, 0.0]])
+    actions, log_prob = networks.squashed_sample(outputs, torch.zeros(1, 1))
+    assert actions.item() == 1
+    expected = -0.5 * math.log(2 * math.pi) - math.log(8 * 2.0**-23)
+    assert log_prob.item() == pytest.approx(expected, abs=1e-5)
+
+
+def test_one_call_of_a_wrapper_trains_only_a_part_of_its_base():
+    agent, batch = make_agent('ircr_td3'), make_batch('ircr_td3')
+    critic, _ = agent.train_critic(batch)
+    actor, _ = agent.train_actor(batch)
+    assert identical(critic.base.actor, agent.base.actor)
+    assert identical(actor.base.critic, agent.base.critic)
+    assert not identical(critic.base.critic, agent.base.critic)
+    assert not identical(actor.base.actor, agent.base.actor)
 
 
 def test_ties_of_the_critics_follow_the_first():
