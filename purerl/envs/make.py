@@ -99,7 +99,7 @@ def make_base(env_name, **kwargs):
         A `gymnasium.Env`; one of OGBench is isolated from numpy's global random stream.
 
     Raises:
-        ValueError: If there is no such environment.
+        ValueError: If there is no such environment, or its images cannot be rendered.
         ImportError: If the environment's package is not installed.
     """
     if is_ogbench(env_name):
@@ -185,8 +185,14 @@ def _make_ogbench(env_name, kwargs):
     with wrappers.global_numpy_random(random_state):
         env = _make_registered(env_id, kwargs)
     env = wrappers.IsolatedNumpyRandom(env)
-    # The first reset compiles the model, on which the spaces depend.
-    env.reset()
+    # The first reset compiles the model, on which the spaces depend, and renders an image.
+    try:
+        env.reset()
+    except Exception as error:  # each rendering backend has errors of its own
+        hint = pixels.rendering_hint(error)
+        if not hint:
+            raise
+        raise ValueError(f'{env_name} cannot be seen: rendering fails ({error}){hint}') from error
     _keep_action_space(env.unwrapped)
     return env
 

@@ -10,6 +10,7 @@ Deviations from the original:
 """
 
 import collections
+import re
 
 import gymnasium
 import numpy as np
@@ -162,16 +163,9 @@ class PixelObservation(gymnasium.ObservationWrapper):
         try:
             return self._render(camera)
         except Exception as error:  # each rendering backend has errors of its own
-            hint = ''
-            if any(name in f'{type(error)} {error}'.lower() for name in ('mujoco', 'gl')):
-                hint = (
-                    '. MuJoCo needs OpenGL to render: on a machine without a display set the '
-                    'environment variable MUJOCO_GL=egl (or osmesa, where that library is '
-                    'installed)'
-                )
             raise ValueError(
                 f'{_name(self)} cannot be seen through camera {camera}: rendering fails '
-                f'({error}){hint}'
+                f'({error}){rendering_hint(error)}'
             ) from error
 
     def _render(self, camera):
@@ -239,6 +233,16 @@ class StackFrames(gymnasium.Wrapper):
 
     def _stacks(self):
         return {key: np.stack(frames, axis=-1) for key, frames in self.frames.items()}
+
+
+def rendering_hint(error):
+    """Returns what to do about an error of a rendering backend; '' if it is not about OpenGL."""
+    if not re.search(r'mujoco|GL|\bgl[A-Z]', f'{type(error)} {error}'):
+        return ''
+    return (
+        '. MuJoCo needs OpenGL to render: on a machine without a display set the environment '
+        'variable MUJOCO_GL=egl (or osmesa, where that library is installed)'
+    )
 
 
 def _is_simulated(bare):

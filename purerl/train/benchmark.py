@@ -4,9 +4,10 @@
 in fresh processes, so that start-up, compilation and peak memory are each agent's own.
 """
 
+import inspect
 import resource
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import torch
@@ -19,52 +20,96 @@ SIZES = {  # observations, actions: OGBench's cube tasks, and HalfCheetah
     'offline': (40, 5),
     'online': (17, 6),
 }
+IMAGES = (64, 64, 3, 3)  # of one camera: height, width, channels, stacked frames
 
 
-def calls_of(agent, utd_ratio: int = 1) -> dict[str, Callable]:
-    """Return the timed calls ``(agent, batch) -> (agent, info)`` that an agent offers."""
-    if hasattr(agent, 'finetune'):
+def takes_utd_ratio(agent_class: type) -> bool:
+    """Return whether an agent's `update` takes several batches in one, as `online` hands them."""
+    update = getattr(agent_class, 'update', None)
+    return update is not None and 'utd_ratio' in inspect.signature(update).parameters
+
+
+def calls_of(agent_class: type, utd_ratio: int = 1) -> dict[str, Callable]:
+    """Return the timed calls ``(agent, batch) -> (agent, info)`` that an agent offers.
+
+    Acting is timed on the batch's first observation; it returns the agent as it was, and actions.
+    """
+    if hasattr(agent_class, 'finetune'):
         return {
             'pretrain': lambda agent, batch: agent.pretrain(batch),
             'finetune': lambda agent, batch: agent.finetune(batch, full_update=True),
             'finetune_partial': lambda agent, batch: agent.finetune(batch, full_update=False),
         }
-    return {f'update_utd{utd_ratio}': lambda agent, batch: agent.update(batch, utd_ratio)}
+    if takes_utd_ratio(agent_class):
+        calls = {f'update_utd{utd_ratio}': lambda agent, batch: agent.update(batch, utd_ratio)}
+    else:
+        calls = {'update': lambda agent, batch: agent.update(batch)}
+    methods = {}  # one name each
+    for name in ('eval_actions', 'sample_actions', 'sample_implicit_policy'):
+        if hasattr(agent_class, name):
+            methods.setdefault(getattr(agent_class, name), name)
+    return calls | {name: _acting(name) for name in methods.values()}
 
 
-def sizes_of(config) -> tuple[int, int]:
-    """Return the sizes of observations and actions that an agent is timed with."""
-    return SIZES['offline' if 'batch_size' in config else 'online']
+def _acting(name):
+    def call(agent, batch):
+        observations = batch['observations']
+        if isinstance(observations, Mapping):
+            first = {key: x[0] for key, x in observations.items()}
+        else:
+            first = observations[0]
+        result = getattr(agent, name)(first)
+        return agent, result[0] if isinstance(result, tuple) else result
+
+    return call
 
 
-def synthetic_batch(config, batch_size: int) -> dict:
-    """Make a batch with every field that an agent with this config may ask for (float32)."""
+def example_of(config) -> tuple:
+    """Return an observation and an action of zeros, of the sizes that an agent is timed with."""
+    observation_dim, action_dim = SIZES['offline' if 'batch_size' in config else 'online']
+    observation = np.zeros(observation_dim, np.float32)
+    if 'pixel_keys' in config:
+        observation = {key: np.zeros(IMAGES, np.uint8) for key in config['pixel_keys']}
+    return observation, np.zeros(action_dim, np.float32)
+
+
+def synthetic_batch(spec: Agent, batch_size: int) -> dict:
+    """Make a batch with every field that an agent may ask for: float32 arrays, images uint8."""
     rng = np.random.RandomState(0)
-    observation_dim, action_dim = sizes_of(config)
+    config = spec.config
+    observation, action = example_of(config)
 
     def normal(*shape):
         return rng.randn(*shape).astype(np.float32)
 
+    def observations():
+        if isinstance(observation, np.ndarray):
+            return normal(batch_size, *observation.shape)
+        return {
+            key: rng.randint(256, size=(batch_size, *image.shape)).astype(np.uint8)
+            for key, image in observation.items()
+        }
+
     batch = {
-        'observations': normal(batch_size, observation_dim),
-        'next_observations': normal(batch_size, observation_dim),
-        'actions': np.tanh(normal(batch_size, action_dim)),
-        'next_actions': np.tanh(normal(batch_size, action_dim)),
+        'observations': observations(),
+        'next_observations': observations(),
+        'actions': np.tanh(normal(batch_size, *action.shape)),
+        'next_actions': np.tanh(normal(batch_size, *action.shape)),
         'rewards': normal(batch_size),
         'masks': np.ones(batch_size, np.float32),
     }
     if 'batch_size' not in config:
         return {**batch, 'dones': np.zeros(batch_size, bool)}
-    batch |= {
+    return batch | {
         'terminals': np.zeros(batch_size, np.float32),
-        'value_goals': normal(batch_size, observation_dim),
-        'actor_goals': normal(batch_size, observation_dim),
+        'value_goals': normal(batch_size, *observation.shape),
+        'actor_goals': normal(batch_size, *observation.shape),
         'relabeled_rewards': -np.ones(batch_size, np.float32),
         'relabeled_masks': np.ones(batch_size, np.float32),
-        'observation_min': np.full(observation_dim, -4, np.float32),
-        'observation_max': np.full(observation_dim, 4, np.float32),
+        'observation_min': np.full(observation.shape, -4, np.float32),
+        'observation_max': np.full(observation.shape, 4, np.float32),
+        'latents': normal(batch_size, config.get('latent_dim', 1)),
     }
-    return batch | {'latents': normal(batch_size, config.get('latent_dim', 1))}
 
 
 def time_calls(call: Callable, state, num_calls: int) -> tuple[float, list[float]]:
@@ -115,11 +160,11 @@ def measure(
         ``gflop`` of its matrix products, and ``peak_mib`` of the process so far.
     """
     native.keep_freed_memory()
-    batch = trees.map(torch.from_numpy, synthetic_batch(spec.config, batch_size * utd_ratio))
-    examples = [torch.zeros(1, size) for size in sizes_of(spec.config)]
+    batch = trees.map(torch.from_numpy, synthetic_batch(spec, batch_size * utd_ratio))
+    examples = trees.map(lambda x: torch.from_numpy(x)[None], example_of(spec.config))
     agents = [spec.agent_class.create(seed, *examples, spec.config) for seed in range(num_seeds)]
     figures = {}
-    for name, call in calls_of(agents[0], utd_ratio).items():
+    for name, call in calls_of(spec.agent_class, utd_ratio).items():
         if only and name != only:
             continue
         if num_seeds == 1:

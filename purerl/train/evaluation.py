@@ -12,6 +12,7 @@ from gymnasium.spaces import Box
 
 from purerl.core import random
 from purerl.core.files import atomic_path
+from purerl.envs.pixels import rendering_hint
 from purerl.envs.wrappers import EpisodeMonitor, layers
 
 
@@ -98,14 +99,8 @@ def check_renders(env):
     try:
         frame = env.render()
     except Exception as error:  # each rendering backend has errors of its own
-        hint = ''
-        if any(name in f'{type(error)} {error}' for name in ('mujoco', 'GL')):
-            hint = (
-                '. MuJoCo needs OpenGL to render: on a machine without a display set the '
-                'environment variable MUJOCO_GL=egl (or osmesa, where that library is installed)'
-            )
         raise ValueError(
-            f'videos are not possible here: rendering fails ({error}){hint}'
+            f'videos are not possible here: rendering fails ({error}){rendering_hint(error)}'
         ) from error
     _check_frame(env, frame)
 

@@ -124,7 +124,7 @@ class AddSpatialCoordinates(nn.Module):
         axes = [
             torch.arange(size, device=x.device) / (size - 1) * 2 - 1 for size in (height, width)
         ]
-        # The original's meshgrid and transposition need, and give, square images.
+        # The original's meshgrid, with rows and columns swapped, is transposed afterwards.
         grid = torch.stack(torch.meshgrid(*axes, indexing='ij'), -1)
         return torch.cat([x, grid.expand(*x.shape[:-1], 2)], -1)
 

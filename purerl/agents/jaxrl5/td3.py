@@ -5,10 +5,9 @@ Paper: Fujimoto et al., "Addressing function approximation error in actor-critic
 Original: philippe-eecs/IDQL @ 7582571, jaxrl5/agents/td3/td3_learner.py.
 
 Deviations: `update` runs its critic steps as calls of one compiled step instead of unrolling them,
-so compile time does not grow with `utd_ratio` (same results), and computes the actor's step in
-every update, to keep or drop it (same results). `eval_actions` returns the agent too, as every
-agent's; the original's returns the bare actions, which its own evaluation cannot take. `create`
-takes examples and a config instead of spaces and keyword arguments, as every agent here.
+so compile time does not grow with `utd_ratio` (same results). `eval_actions` returns the agent too,
+as every agent's; the original's returns the bare actions, which its own evaluation cannot take.
+`create` takes examples and a config instead of spaces and keyword arguments, as every agent here.
 """
 
 import functools
@@ -28,10 +27,12 @@ from purerl.agents.jaxrl5.networks import (
 )
 from purerl.core import optim, random, trees
 from purerl.core.jit import jit
-from purerl.core.loops import fori
+from purerl.core.loops import cond, fori
 from purerl.core.ops import polyak
 from purerl.core.state import TrainState
 from purerl.core.trees import FrozenDict
+
+_MOVING = ('actor', 'target_actor', 'rng')  # what waits for the actor's turn
 
 
 @trees.dataclass
@@ -145,12 +146,7 @@ class TD3Learner:
 
         # The actor, its target and the key move in every actor_delay-th update only.
         moves = new_agent.critic.step % (utd_ratio * new_agent.actor_delay) == 0
-        moved_agent, actor_info = new_agent.update_actor(last)
-        changes, actor_info = trees.map(
-            lambda moved, waiting: torch.where(moves, moved, waiting),
-            (_actor_fields(moved_agent), actor_info),
-            (_actor_fields(new_agent), trees.map(torch.zeros_like, actor_info)),
-        )
+        changes, actor_info = cond(moves, _moved, _waiting, new_agent, last)
         return new_agent.replace(**changes), {**actor_info, **critic_info}
 
     @jit
@@ -221,9 +217,16 @@ class TD3Learner:
         )
 
 
-def _actor_fields(agent):
-    """Return what `TD3Learner.update_actor` changes."""
-    return {'actor': agent.actor, 'target_actor': agent.target_actor, 'rng': agent.rng}
+def _moved(agent, batch):
+    """Return what `TD3Learner.update_actor` changes, and its info."""
+    moved, info = agent.update_actor(batch)
+    return {name: getattr(moved, name) for name in _MOVING}, info
+
+
+def _waiting(agent, batch):
+    """Return the same of an actor that waits."""
+    info = {'actor_loss': batch['rewards'].new_zeros(())}
+    return {name: getattr(agent, name) for name in _MOVING}, info
 
 
 def get_config():

@@ -1,4 +1,7 @@
-"""Loops: the same as a Python loop in every mode, one body whatever the number of iterations."""
+"""Loops and branches: the same as Python's in every mode.
+
+A loop has one body whatever the number of iterations, and of two branches only one runs.
+"""
 
 import pytest
 import torch
@@ -136,3 +139,103 @@ def test_outputs_do_not_alias_inputs():
     assert get_mode() == 'trace'
     with use_mode('off'):
         assert loops.fori(0, lambda i, x: x, X) is not None
+
+
+# --- Branches -------------------------------------------------------------------------------------
+
+
+def raised(w, x):
+    return {'x': torch.sinh(x @ w['kernel']), 'unchanged': w['bias']}
+
+
+def lowered(w, x):
+    return {'x': -x, 'unchanged': w['bias']}
+
+
+def choose(predicate, w, x):
+    return loops.cond(predicate, raised, lowered, w, x)
+
+
+def chosen(predicate, w, x):
+    return (raised if predicate else lowered)(w, x)
+
+
+def assert_same(results, expected):
+    trees.map(torch.testing.assert_close, results, expected)
+
+
+@pytest.mark.parametrize('mode', ['off', 'trace', 'inductor'])
+def test_a_branch_is_taken(mode):
+    run = jit(choose, mode=mode)
+    for predicate in (torch.tensor(True), torch.tensor(False)):
+        result = run(predicate, W, X)
+        assert_same(result, chosen(predicate, W, X))
+        assert mode == 'off' or result['unchanged'].data_ptr() != W['bias'].data_ptr()
+
+
+@pytest.mark.parametrize('mode', ['off', 'trace'])
+def test_the_other_branch_does_not_run(mode):
+    run = jit(choose, mode=mode)
+    for predicate in (torch.tensor(True), torch.tensor(False)):
+        run(predicate, W, X)
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+            run(predicate, W, X)
+        names = {event.key for event in profile.key_averages()}
+        assert ('aten::sinh' in names) is predicate.item()
+        assert ('aten::neg' in names) is not predicate.item()
+
+
+@pytest.mark.parametrize('mode', ['off', 'trace', 'inductor'])
+def test_branches_under_vmap(mode):
+    many = trees.map(lambda w: torch.stack([w, -w, 2 * w]), W)
+    one, each = torch.tensor(True), torch.tensor([True, False, True])
+
+    def run(*args, in_dims):
+        return jit(vmap(choose, in_dims=in_dims), mode=mode)(*args)
+
+    assert_same(
+        run(one, many, X, in_dims=(None, 0, None)),
+        trees.stack([raised(w, X) for w in unstacked(many)]),
+    )
+    assert_same(
+        run(each, many, X, in_dims=(0, 0, None)),
+        trees.stack([chosen(p, w, X) for p, w in zip(each, unstacked(many), strict=True)]),
+    )
+    assert_same(
+        run(each, W, X, in_dims=(0, None, None)), trees.stack([chosen(p, W, X) for p in each])
+    )
+
+
+def test_branches_under_vmap_twice():
+    each = torch.tensor([True, False])
+    nested = random.normal(random.key(3), (3, 2, 5, 4))
+    result = jit(vmap(vmap(choose, in_dims=(0, None, 0)), in_dims=(None, None, 0)), mode='trace')(
+        each, W, nested
+    )
+    rows = [trees.stack([chosen(p, W, x) for p, x in zip(each, xs, strict=True)]) for xs in nested]
+    assert_same(result, trees.stack(rows))
+
+
+def test_nothing_differentiates_through_branches():
+    def loss(w, x):
+        return (choose(torch.ones((), dtype=torch.bool), w, x)['x'] * w['bias']).sum()
+
+    expected = grad(lambda w: (raised(W, X)['x'] * w['bias']).sum())(W)
+    for mode in ('off', 'trace'):
+        assert_same(jit(grad(loss), mode=mode)(W, X), expected)
+
+
+def test_branches_return_the_same_kind_of_result():
+    def run(true_fn, false_fn):
+        return jit(lambda p, x: loops.cond(p, true_fn, false_fn, x), mode='trace')(
+            torch.tensor(True), X
+        )
+
+    with pytest.raises(ValueError, match=r'returns \(3,\) torch.float32, the other \(3, 4\)'):
+        run(lambda x: x.sum(-1), lambda x: x)
+    with pytest.raises(ValueError, match='structure'):
+        run(lambda x: (x, x), lambda x: x)
+    with pytest.raises(ValueError, match='closes over a tensor'):
+        jit(lambda p, x: loops.cond(p, lambda y: y + x, lambda y: y, x), mode='trace')(
+            torch.tensor(True), X
+        )

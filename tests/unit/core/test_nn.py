@@ -382,6 +382,18 @@ def test_activations_and_their_gradients(name):
     close(gradient, jax.grad(lambda x: theirs(x).sum())(x))
 
 
+def test_gelu_ends_where_xlas_does():
+    """Exactly 0, and so is the gradient: Adam makes full steps of the smallest."""
+    x = np.linspace(-5, -4.8, 100_001).astype(np.float32)
+    ours = nn.gelu(torch.from_numpy(x))
+    gradient = torch.func.grad(lambda x: nn.gelu(x).sum())(torch.from_numpy(x))
+    theirs = np.asarray(jax.jit(jax.nn.gelu)(x))
+    ends = np.abs(x + 4.868) > 1e-3  # XLA's rounding decides there
+    np.testing.assert_array_equal((ours.numpy() == 0)[ends], (theirs == 0)[ends])
+    np.testing.assert_array_equal((gradient.numpy() == 0)[ends], (theirs == 0)[ends])
+    assert (theirs == 0).any()
+
+
 @pytest.mark.parametrize('size', [(7, 8), (8, 7), (1, 2), (5, 5)], ids=str)
 @pytest.mark.parametrize('window, stride', [(2, 2), (3, 2), (3, 1), ((2, 3), (3, 2))])
 @pytest.mark.parametrize('padding', ['SAME', 'VALID'])

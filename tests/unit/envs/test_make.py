@@ -92,6 +92,17 @@ def test_a_name_like_no_other_is_refused():
         make('xyzzyqwv')
 
 
+def test_images_that_cannot_be_rendered_say_what_to_do(monkeypatch):
+    import mujoco
+
+    def fail(*args, **kwargs):
+        raise RuntimeError('an OpenGL platform library has not been loaded')
+
+    monkeypatch.setattr(mujoco, 'Renderer', fail)
+    with pytest.raises(ValueError, match=r'visual-cube-single-v0 cannot be seen.*MUJOCO_GL=egl'):
+        make('visual-cube-single-v0')
+
+
 def test_missing_ogbench_names_the_extra(monkeypatch):
     monkeypatch.setattr(make_module.importlib.util, 'find_spec', lambda name: None)
     with pytest.raises(ImportError, match=r"pip install 'purerl\[ogbench\]'"):
