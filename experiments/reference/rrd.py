@@ -37,8 +37,10 @@ _INFOS = {
     'reward_variance': 'R_var',
 }
 _CALLS = {'train': 'train', 'train_q': 'train_critic', 'train_pi': 'train_actor'}
-_WRAPPERS = {'rrd': rrd, 'ircr': ircr}
-_CLASSES = {'rrd': rrd.RRDAgent, 'ircr': ircr.IRCRAgent}
+_WRAPPERS = {  # how each is configured, and what it is
+    'rrd': (rrd.get_config, rrd.RRDAgent),
+    'ircr': (ircr.get_config, ircr.IRCRAgent),
+}
 
 
 def replay_agent(case: Case, report: Report) -> None:
@@ -94,7 +96,8 @@ def _create(case):
     if name not in bases.BASES or (wrapper and wrapper not in _WRAPPERS):
         raise CaseError(f'there is no algorithm {case.agent!r}')
     if wrapper:
-        config, cls = _WRAPPERS[wrapper].get_config(name), _CLASSES[wrapper]
+        get_config, cls = _WRAPPERS[wrapper]
+        config = get_config(name)
     else:
         config, cls = bases.BASES[name].get_config(), bases.base_class({'basis_alg': name})
     for key, value in {**case.config, **widths(case)}.items():

@@ -93,14 +93,13 @@ def cond(predicate: torch.Tensor, true_fn: Callable, false_fn: Callable, *operan
 def _check_carry(before, before_def, after, after_def):
     if before_def != after_def:
         raise ValueError(
-            f'fori: the body makes a carry of structure {before_def} one of {after_def}'
+            f'fori: the body returns the structure {after_def}, its carry has {before_def}'
         )
-    for x, y in zip(before, after, strict=True):
-        if x.shape != y.shape or x.dtype != y.dtype:
-            raise ValueError(
-                f'fori: the body makes {_describe(y)} of the carry {_describe(x)}; it must keep '
-                'shapes and dtypes'
-            )
+    for x, y in _unlike(before, after):
+        raise ValueError(
+            f'fori: the body makes {_describe(y)} of the carry {_describe(x)}; it must keep shapes '
+            'and dtypes'
+        )
 
 
 def _check_branches(first, first_def, second, second_def):
@@ -108,9 +107,14 @@ def _check_branches(first, first_def, second, second_def):
         raise ValueError(
             f'cond: one branch returns the structure {first_def}, the other {second_def}'
         )
-    for x, y in zip(first, second, strict=True):
-        if x.shape != y.shape or x.dtype != y.dtype:
-            raise ValueError(f'cond: one branch returns {_describe(x)}, the other {_describe(y)}')
+    for x, y in _unlike(first, second):
+        raise ValueError(f'cond: one branch returns {_describe(x)}, the other {_describe(y)}')
+
+
+def _unlike(first, second):
+    """Return the pairs of tensors that differ in shape or dtype."""
+    pairs = zip(first, second, strict=True)
+    return [(x, y) for x, y in pairs if x.shape != y.shape or x.dtype != y.dtype]
 
 
 def _describe(x):
