@@ -3,13 +3,17 @@
     python -m experiments.benchmark --agents=purerl/agents/jaxrl5/sac.py
     python -m experiments.benchmark --originals=/path/with/both/checkouts
 
-Every figure comes from a fresh process. "cold" starts with an empty compiler cache, "warm" with a
-filled one; both count from the process's start to the end of the first update. With --originals
-(see docs/performance.md) the jitted originals run between ours, on the same sizes.
+Each mode of an agent, and with --originals (see docs/performance.md) its jitted original, has a
+process of its own. These take turns: each of --rounds rounds times every call a few times in each
+process, so that what else the machine does falls on all of them alike. "ratio" is the median, over
+the rounds, of a round's median divided by the last process's (the original's, where there is one).
+Starts count from the process's start to the end of the first update; "cold" ones with an empty
+compiler cache.
 """
 
 import json
 import os
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -26,50 +30,118 @@ flags.DEFINE_list(
 flags.DEFINE_list('modes', ['inductor', 'trace'], 'Compilation modes.')
 flags.DEFINE_integer('batch_size', 256, 'Batch size of each critic step.')
 flags.DEFINE_integer('utd_ratio', 1, 'Updates to data ratio of online agents.')
-flags.DEFINE_integer('num_calls', 200, 'Timed calls.')
-flags.DEFINE_integer('num_seeds', 1, 'Agents under vmap.')
+flags.DEFINE_integer('rounds', 10, 'Rounds.', lower_bound=1)
+flags.DEFINE_integer('num_calls', 20, 'Timed calls in each round.', lower_bound=1)
+flags.DEFINE_integer('num_seeds', 1, 'Agents under vmap, timed beside one agent.', lower_bound=1)
 flags.DEFINE_string('call', '', 'Time this call only; all of them if empty.')
 flags.DEFINE_bool('cold', False, 'Measure the start with an empty compiler cache, too.')
 flags.DEFINE_string('originals', '', 'Folder with checkouts of the originals, to time them too.')
-flags.DEFINE_float('started', 0.0, 'Internal: when the parent started this process.')
 
 
-def run(module: str, cache: str | None = None, **overrides) -> dict:
-    """Run one measurement in a process of its own and return its figures."""
-    names = ('batch_size', 'utd_ratio', 'num_calls', 'num_seeds', 'call')
-    values = {name: FLAGS[name].value for name in names} | overrides
-    command = [sys.executable, '-m', module, *(f'--{k}={v}' for k, v in values.items())]
-    environment = os.environ | ({'TORCHINDUCTOR_CACHE_DIR': cache} if cache else {})
-    command.append(f'--started={time.time()}')
-    result = subprocess.run(command, env=environment, capture_output=True, text=True)
-    if result.returncode:
-        raise SystemExit(f'{" ".join(command)} failed:\n{result.stderr[-3000:]}')
-    return json.loads(result.stdout.splitlines()[-1])
+class Worker:
+    """A process that has prepared an agent's calls, and times them when asked.
+
+    Attributes:
+        title: what its lines are printed with.
+        start: ``calls`` (first_s, gflop and peak_mib of each) and ``first_update_s``.
+    """
+
+    def __init__(self, title: str, module: str, cache: str | None = None, **options):
+        names = ('batch_size', 'utd_ratio', 'call')
+        values = {name: FLAGS[name].value for name in names} | options
+        command = [sys.executable, '-m', module, *(f'--{k}={v}' for k, v in values.items())]
+        environment = os.environ | ({'TORCHINDUCTOR_CACHE_DIR': cache} if cache else {})
+        self.title = title
+        self._errors = tempfile.TemporaryFile('w+')  # noqa: SIM115 (closed with the process)
+        self._process = subprocess.Popen(
+            [*command, f'--started={time.time()}'],
+            env=environment,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._errors,
+            text=True,
+        )
+        self.start = self._read()
+
+    def time(self, name: str) -> list[float]:
+        """Return the seconds of some calls of a name."""
+        self._process.stdin.write(f'{name} {FLAGS.num_calls}\n')
+        self._process.stdin.flush()
+        return self._read()
+
+    def close(self) -> None:
+        """End the process."""
+        self._process.stdin.close()
+        self._process.wait()
+        self._errors.close()
+
+    def _read(self):
+        # Libraries may print, too.
+        for line in self._process.stdout:
+            if line.startswith(('{', '[')):
+                return json.loads(line)
+        self._process.wait()
+        self._errors.seek(0)
+        raise SystemExit(f'{" ".join(self._process.args)} failed:\n{self._errors.read()[-3000:]}')
 
 
-def report(title: str, figures: dict) -> None:
-    """Print one process's figures, a line for each call."""
-    for name, row in figures['calls'].items():
-        numbers = '  '.join(f'{key} {value:.4g}' for key, value in row.items())
-        print(f'{title:32} {name:18} {numbers}', flush=True)
-    print(f'{title:32} {"start":18} first_update_s {figures["first_update_s"]:.3g}', flush=True)
+def report(worker: Worker, name: str, figures: dict) -> None:
+    """Print a line."""
+    numbers = '  '.join(f'{key} {value:.4g}' for key, value in figures.items())
+    print(f'{worker.title:32} {name:18} {numbers}', flush=True)
+
+
+def start(agent: str) -> list[Worker]:
+    """Start an agent's processes, one after the other, and report how long that took."""
+    workers = []
+    label = os.path.basename(agent)
+    for mode in FLAGS.modes:
+        options = {'module': 'experiments.benchmark_worker', 'agent': agent, 'mode': mode}
+        if FLAGS.cold:
+            with tempfile.TemporaryDirectory() as cache:
+                cold = Worker(f'{label} {mode} cold', cache=cache, **options)
+                cold.close()
+            report(cold, 'start', {'first_update_s': cold.start['first_update_s']})
+            for name, call in cold.start['calls'].items():
+                report(cold, name, {'first_s': call['first_s']})
+        if FLAGS.num_seeds > 1:
+            title = f'{label} {mode}, {FLAGS.num_seeds} seeds'
+            workers.append(Worker(title, num_seeds=FLAGS.num_seeds, **options))
+        workers.append(Worker(f'{label} {mode}', **options))
+    if FLAGS.originals:
+        options = {'agent': agent, 'path': FLAGS.originals}
+        workers.append(Worker(f'{label} original', 'experiments.benchmark_original', **options))
+    for worker in workers:
+        report(worker, 'start', {'first_update_s': worker.start['first_update_s']})
+    return workers
+
+
+def compare(workers: list[Worker]) -> None:
+    """Time the calls of several processes by turns, and report them."""
+    for name in workers[0].start['calls']:
+        rounds = [[worker.time(name) for worker in workers] for _ in range(FLAGS.rounds)]
+        for i, worker in enumerate(workers):
+            seconds = [x for times in rounds for x in times[i]]
+            ratios = [
+                statistics.median(times[i]) / statistics.median(times[-1]) for times in rounds
+            ]
+            figures = {
+                'median_ms': 1e3 * statistics.median(seconds),
+                'min_ms': 1e3 * min(seconds),
+                'ratio': statistics.median(ratios),
+            }
+            report(worker, name, figures | worker.start['calls'][name])
 
 
 def main(_):
-    from experiments.benchmark_worker import peak
+    from purerl.train.benchmark import peak_gflops
 
-    print(f'matrix product: {peak():.0f} GFLOP/s')
+    print(f'matrix product: {peak_gflops():.0f} GFLOP/s')
     for agent in FLAGS.agents:
-        for mode in FLAGS.modes:
-            label = f'{os.path.basename(agent)} {mode}'
-            if FLAGS.cold:
-                with tempfile.TemporaryDirectory() as cache:
-                    cold = run('experiments.benchmark_worker', cache, agent=agent, mode=mode)
-                    report(f'{label} cold', cold)
-            report(label, run('experiments.benchmark_worker', agent=agent, mode=mode))
-        if FLAGS.originals:
-            original = run('experiments.benchmark_original', agent=agent, path=FLAGS.originals)
-            report(f'{os.path.basename(agent)} original', original)
+        workers = start(agent)
+        compare(workers)
+        for worker in workers:
+            worker.close()
 
 
 if __name__ == '__main__':

@@ -1,4 +1,4 @@
-"""Time a jitted JAX original for `experiments.benchmark`; prints a line of JSON.
+"""One process of `experiments.benchmark`: a jitted JAX original's calls, timed when asked.
 
 Needs checkouts of the originals (named ``infom`` and ``IDQL``) in one folder, and jax, flax, optax,
 distrax and tensorflow_probability in the environment. Nothing of the originals is changed: jaxrl5
@@ -8,15 +8,13 @@ or package of our module's name.
 
 import importlib
 import inspect
-import json
 import sys
-import time
 import types
 from pathlib import Path
 
 from absl import app, flags
 
-from experiments.benchmark_worker import define_flags
+from experiments.benchmark_worker import define_flags, serve
 
 FLAGS = flags.FLAGS
 
@@ -92,10 +90,9 @@ def _space_of(example):
 
 def main(_):
     import jax
-    import numpy as np
     from flax.core import frozen_dict
 
-    from purerl.train.benchmark import calls_of, synthetic_batch, time_calls
+    from purerl.train.benchmark import calls_of, carry, synthetic_batch
     from purerl.train.config import load_agent
 
     spec = load_agent(FLAGS.agent)
@@ -105,8 +102,7 @@ def main(_):
     else:
         agent = load_jaxrl5(Path(FLAGS.path, 'IDQL'), spec)
         batch = frozen_dict.freeze(batch)
-    imported = time.time()
-    figures = {}
+    steps = {}
     for name, call in calls_of(spec.agent_class, FLAGS.utd_ratio).items():
         if FLAGS.call and name != FLAGS.call:
             continue
@@ -116,14 +112,8 @@ def main(_):
             jax.block_until_ready(result if after is agent else (after, result))
             return after
 
-        first, seconds = time_calls(step, agent, FLAGS.num_calls)
-        figures[name] = {
-            'median_ms': 1e3 * float(np.median(seconds)),
-            'min_ms': 1e3 * min(seconds),
-            'first_s': first,
-        }
-    first = next(iter(figures.values()))['first_s']
-    print(json.dumps({'calls': figures, 'first_update_s': imported - FLAGS.started + first}))
+        steps[name] = carry(step, agent), 0
+    serve(steps)
 
 
 if __name__ == '__main__':

@@ -2,11 +2,13 @@ r"""Times acting and learning of RRD's family beside Stable-Baselines3.
 
     python -m experiments.benchmark_rrd --algorithms=sac,td3 --env=HalfCheetah-v5 --steps=5000
     python -m experiments.benchmark_rrd --algorithms=dqn --env=CartPole-v1
+    python -m experiments.benchmark_rrd --algorithms=rrd:sac --num_envs=8 --round=96
 
 Both sides take `steps` steps with one update each, 100 steps and then 100 updates, in the same
 environment, with the same batch size, network widths and threads, after a warm-up that is not timed
 (it compiles). Prints the settings, and one line per algorithm: steps with their updates per second.
-Needs `pip install -e '.[benchmark]'`.
+RRD and IRCR, and several environments at a time, are timed alone. Needs
+`pip install -e '.[benchmark]'`.
 """
 
 import importlib.metadata
@@ -18,35 +20,43 @@ from absl import app, flags
 from purerl.core import jit
 from purerl.train.config import load_agent
 from purerl.train.episodic import Settings
+from purerl.train.episodic_lanes import MODES
 from purerl.train.episodic_learner import Learner, run_iteration
 from purerl.train.episodic_world import World
 from purerl.train.run import create_agents
 
-_ALGORITHMS = flags.DEFINE_list('algorithms', ['sac'], 'Of purerl/agents/rrd: sac, td3, ddpg, dqn.')
+_ALGORITHMS = flags.DEFINE_list('algorithms', ['sac'], 'Of purerl/agents/rrd; rrd:dqn.')
+_THEIRS = ('sac', 'td3', 'ddpg', 'dqn')
 _ENV = flags.DEFINE_string('env', 'HalfCheetah-v5', 'A gymnasium id.')
 _STEPS = flags.DEFINE_integer('steps', 5000, 'Timed steps.')
-_WARMUP = flags.DEFINE_integer('warmup_steps', 2000, 'Steps before, a multiple of 100.')
+_WARMUP = flags.DEFINE_integer('warmup_steps', 2000, 'Steps before that.')
 _BATCH = flags.DEFINE_integer('batch_size', 256, 'Transitions per update.')
 _WIDTH = flags.DEFINE_integer('width', 256, 'Width of both hidden layers.')
 _MODE = flags.DEFINE_enum('jit', 'inductor', jit.MODES, 'How updates are compiled.')
-_ROUND = 100  # steps, then updates, as RRD's original does
+_ROUND = flags.DEFINE_integer('round', 100, 'Steps, then updates (original: 100).')
+_NUM_ENVS = flags.DEFINE_integer('num_envs', 1, 'Environments; a divisor of round.')
+_VECTORIZATION = flags.DEFINE_enum('vectorization_mode', 'sync', MODES, 'How they are stepped.')
 
 
 def time_ours(algorithm: str) -> float:
     """Return steps (with one update each) per second of this library."""
     widths = (_WIDTH.value, _WIDTH.value)
-    agent = load_agent(f'purerl/agents/rrd/{algorithm}.py', {'hidden_dims': widths})
+    name, colon, base = algorithm.partition(':')
+    path = f'purerl/agents/rrd/{name}.py{colon}{base}'
+    agent = load_agent(path, {'hidden_dims': widths})
     settings = Settings(
         env_name=_ENV.value,
         env_type='normal',
-        timesteps=_ROUND,
-        train_batches=_ROUND,
+        timesteps=_ROUND.value,
+        train_batches=_ROUND.value,
+        num_envs=_NUM_ENVS.value,
+        vectorization_mode=_VECTORIZATION.value,
         batch_size=_BATCH.value,
         buffer_size=_STEPS.value + _WARMUP.value,
         warmup=1,
     )
     world = World(agent, settings, 0)
-    space, actions = world.env.observation_space, world.env.action_space
+    space, actions = world.envs.single_observation_space, world.envs.single_action_space
     size = actions.shape or (int(actions.n),)
     example = {'observations': torch.zeros(1, *space.shape), 'actions': torch.zeros(1, *size)}
     learner = Learner(create_agents(agent, [0], example)[0], 1)
@@ -70,8 +80,8 @@ def time_theirs(algorithm: str) -> float:
         _ENV.value,
         batch_size=_BATCH.value,
         learning_starts=0,
-        train_freq=_ROUND,
-        gradient_steps=_ROUND,
+        train_freq=_ROUND.value,
+        gradient_steps=_ROUND.value,
         policy_kwargs={'net_arch': [_WIDTH.value, _WIDTH.value]},
         device='cpu',
         seed=0,
@@ -89,16 +99,20 @@ def _settings() -> str:
     )
     return (
         f'{_ENV.value}: {_STEPS.value} steps and updates, batches of {_BATCH.value}, two layers of '
-        f'{_WIDTH.value}, {torch.get_num_threads()} threads, jit={_MODE.value}; {versions}'
+        f'{_WIDTH.value}, {_NUM_ENVS.value} environments ({_VECTORIZATION.value}), '
+        f'{torch.get_num_threads()} threads, jit={_MODE.value}; {versions}'
     )
 
 
 def main(_):
     print(_settings())
     for algorithm in _ALGORITHMS.value:
-        ours, theirs = time_ours(algorithm), time_theirs(algorithm)
-        ratio = f'{ours / theirs:.2f}x'
-        print(f'{algorithm}: purerl {ours:.0f}, Stable-Baselines3 {theirs:.0f}, {ratio}')
+        ours = time_ours(algorithm)
+        print(f'{algorithm}: purerl {ours:.0f}', end='', flush=True)
+        if _NUM_ENVS.value == 1 and algorithm in _THEIRS:
+            theirs = time_theirs(algorithm)
+            print(f', Stable-Baselines3 {theirs:.0f}, {ours / theirs:.2f}x', end='')
+        print()
 
 
 if __name__ == '__main__':

@@ -1,7 +1,10 @@
-"""One measurement of `experiments.benchmark`, in a process of its own; prints a line of JSON."""
+"""One process of `experiments.benchmark`: prepares an agent's calls, then times them when asked."""
 
 import json
+import resource
+import sys
 import time
+from collections.abc import Callable
 
 from absl import app, flags
 
@@ -13,36 +16,47 @@ def define_flags() -> None:
     flags.DEFINE_string('agent', None, 'Agent file.', required=True)
     flags.DEFINE_integer('batch_size', 256, 'Batch size of each critic step.')
     flags.DEFINE_integer('utd_ratio', 1, 'Updates to data ratio of online agents.')
-    flags.DEFINE_integer('num_calls', 200, 'Timed calls.')
-    flags.DEFINE_integer('num_seeds', 1, 'Agents under vmap.')
     flags.DEFINE_string('call', '', 'Time this call only; all of them if empty.')
     flags.DEFINE_float('started', 0.0, 'When this process was started, in seconds since 1970.')
 
 
-def peak() -> float:
-    """This machine's float32 matrix product, in GFLOP/s."""
-    from purerl.train.benchmark import peak_gflops
+def serve(steps: dict[str, tuple[Callable[[], None], int]]) -> None:
+    """Make each call once, say how long that took, and then time calls as asked.
 
-    return peak_gflops()
+    Prints lines of JSON: first what is known of each call, and the start's seconds; then, for each
+    line ``NAME COUNT`` of the input until it ends, the seconds of `COUNT` calls. Two calls before
+    them, which are not counted, wake threads and fill caches after another process has run.
+    """
+    from purerl.train.benchmark import time_calls
+
+    ready = time.time()
+    calls = {}
+    for name, (step, flops) in steps.items():
+        (first,) = time_calls(step, 1)
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        calls[name] = {'first_s': first, 'gflop': flops / 1e9, 'peak_mib': peak}
+    # Creation is quick; the first call's own time is what compilation adds.
+    start = ready - FLAGS.started + next(iter(calls.values()))['first_s']
+    print(json.dumps({'calls': calls, 'first_update_s': start}), flush=True)
+    for line in sys.stdin:
+        name, count = line.split()
+        step, _ = steps[name]
+        time_calls(step, 2)
+        print(json.dumps(time_calls(step, int(count))), flush=True)
 
 
 def main(_):
     from purerl.core import jit
-    from purerl.train.benchmark import measure
+    from purerl.train.benchmark import prepare
     from purerl.train.config import load_agent
 
     jit.set_mode(FLAGS.mode)
     spec = load_agent(FLAGS.agent)
-    imported = time.time()
-    calls = measure(
-        spec, FLAGS.batch_size, FLAGS.utd_ratio, FLAGS.num_calls, FLAGS.num_seeds, FLAGS.call
-    )
-    # Creation is quick; the first call's own time is what compilation adds.
-    first = next(iter(calls.values()))['first_s']
-    print(json.dumps({'calls': calls, 'first_update_s': imported - FLAGS.started + first}))
+    serve(prepare(spec, FLAGS.batch_size, FLAGS.utd_ratio, FLAGS.num_seeds, FLAGS.call))
 
 
 if __name__ == '__main__':
     define_flags()
+    flags.DEFINE_integer('num_seeds', 1, 'Agents under vmap.')
     flags.DEFINE_enum('mode', 'inductor', ['inductor', 'trace', 'off'], 'Compilation mode.')
     app.run(main)

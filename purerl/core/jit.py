@@ -30,7 +30,7 @@ import torch
 from torch._functorch.compile_utils import fx_graph_cse
 from torch.fx.experimental.proxy_tensor import get_proxy_mode, make_fx
 
-from purerl.core import native, trees
+from purerl.core import native, products, trees
 
 MODES = ('inductor', 'trace', 'off')
 _PYTHON_SCALARS = (bool, int, float)
@@ -327,6 +327,9 @@ _INDUCTOR_OPTIONS = {'size_asserts': False, 'alignment_asserts': False, 'nan_ass
 
 def _generate(graph, leaves):
     """Compile a traced graph with TorchInductor, through its on-disk cache."""
+    if products.is_available():
+        products.by_onednn(graph.graph)
+        graph.recompile()
     options = dict(_INDUCTOR_OPTIONS)
     if native.has_claimed_vectors():
         options['cpp.vec_isa_ok'] = True

@@ -1,11 +1,10 @@
 """Timing of agents' compiled calls on synthetic batches.
 
-`measure` runs one agent in this process and returns its figures; `experiments.benchmark` runs it
-in fresh processes, so that start-up, compilation and peak memory are each agent's own.
+`prepare` makes what is timed, in this process; `experiments.benchmark` runs it in fresh processes,
+so that start-up, compilation and peak memory are each agent's own.
 """
 
 import inspect
-import resource
 import time
 from collections.abc import Callable, Mapping
 
@@ -112,26 +111,30 @@ def synthetic_batch(spec: Agent, batch_size: int) -> dict:
     }
 
 
-def time_calls(call: Callable, state, num_calls: int) -> tuple[float, list[float]]:
-    """Time `call(state) -> state`; returns seconds of the first call and of `num_calls` others."""
-    begin = time.perf_counter()
-    state = call(state)
-    first = time.perf_counter() - begin
-    for _ in range(5):
+def carry(call: Callable, state) -> Callable[[], None]:
+    """Return a function that goes on by `call(state) -> state` each time it is called."""
+
+    def step():
+        nonlocal state
         state = call(state)
+
+    return step
+
+
+def time_calls(step: Callable[[], None], count: int) -> list[float]:
+    """Return the seconds of each of `count` calls of `step`."""
     seconds = []
-    for _ in range(num_calls):
+    for _ in range(count):
         begin = time.perf_counter()
-        state = call(state)
+        step()
         seconds.append(time.perf_counter() - begin)
-    return first, seconds
+    return seconds
 
 
 def peak_gflops(size: int = 1024, repeats: int = 20) -> float:
     """Measure this machine's float32 matrix product, in 1e9 operations per second."""
     a = torch.ones(size, size)
-    _, seconds = time_calls(lambda x: a @ a, a, repeats)
-    return 2 * size**3 / min(seconds) / 1e9
+    return 2 * size**3 / min(time_calls(lambda: a @ a, repeats)) / 1e9
 
 
 def count_flops(call: Callable, agent, batch) -> int:
@@ -141,29 +144,28 @@ def count_flops(call: Callable, agent, batch) -> int:
     return counter.get_total_flops()
 
 
-def measure(
+def prepare(
     spec: Agent,
     batch_size: int = 256,
     utd_ratio: int = 1,
-    num_calls: int = 200,
     num_seeds: int = 1,
     only: str = '',
-) -> dict[str, dict]:
-    """Time every call of one agent in the compilation mode in force.
+) -> dict[str, tuple[Callable[[], None], int]]:
+    """Create an agent, and a synthetic batch for its calls.
 
     Args:
         num_seeds: agents trained together under vmap; 1 runs the plain program.
-        only: name of the one call to time; all of them if empty.
+        only: name of the one call wanted; all of them if empty.
 
     Returns:
-        For each call: ``median_ms``, ``min_ms``, ``first_s`` (tracing and compilation included),
-        ``gflop`` of its matrix products, and ``peak_mib`` of the process so far.
+        For each call: a function that makes it once, going on from its last state, and the number
+        of floating-point operations of its matrix products.
     """
     native.keep_freed_memory()
     batch = trees.map(torch.from_numpy, synthetic_batch(spec, batch_size * utd_ratio))
     examples = trees.map(lambda x: torch.from_numpy(x)[None], example_of(spec.config))
     agents = [spec.agent_class.create(seed, *examples, spec.config) for seed in range(num_seeds)]
-    figures = {}
+    prepared = {}
     for name, call in calls_of(spec.agent_class, utd_ratio).items():
         if only and name != only:
             continue
@@ -172,12 +174,6 @@ def measure(
         else:
             timed = jit.jit(jit.vmap(call))
             state, inputs = trees.stack(agents), trees.stack([batch] * num_seeds)
-        first, seconds = time_calls(lambda s, t=timed, b=inputs: t(s, b)[0], state, num_calls)
-        figures[name] = {
-            'median_ms': 1e3 * float(np.median(seconds)),
-            'min_ms': 1e3 * min(seconds),
-            'first_s': first,
-            'gflop': num_seeds * count_flops(call, agents[0], batch) / 1e9,
-            'peak_mib': resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
-        }
-    return figures
+        step = carry(lambda s, t=timed, b=inputs: t(s, b)[0], state)
+        prepared[name] = step, num_seeds * count_flops(call, agents[0], batch)
+    return prepared

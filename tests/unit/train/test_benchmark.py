@@ -1,5 +1,9 @@
 """Benchmark: which calls of which agents are timed, on batches that fit them."""
 
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
 
@@ -27,14 +31,23 @@ CASES = [
 
 
 @pytest.mark.parametrize('name, overrides, calls', CASES)
-def test_every_call_is_timed(name, overrides, calls):
+def test_every_call_is_prepared(name, overrides, calls):
     spec = load_agent(f'purerl/agents/{name}.py', overrides)
     with use_mode('off'):
-        figures = benchmark.measure(spec, batch_size=4, utd_ratio=2, num_calls=1)
-    assert list(figures) == calls
-    for row in figures.values():
-        assert 0 < row['min_ms'] <= row['median_ms']
-        assert row['gflop'] > 0 and row['peak_mib'] > 0
+        prepared = benchmark.prepare(spec, batch_size=4, utd_ratio=2)
+        assert list(prepared) == calls
+        for step, flops in prepared.values():
+            assert flops > 0
+            assert len(benchmark.time_calls(step, 2)) == 2
+
+
+def test_calls_go_on_from_their_last_state():
+    seen = []
+    step = benchmark.carry(lambda state: seen.append(state) or state + 1, 3)
+    seconds = benchmark.time_calls(step, 2)
+    step()
+    assert seen == [3, 4, 5]
+    assert len(seconds) == 2 and min(seconds) > 0
 
 
 def test_acting_sees_the_first_observation_and_leaves_the_agent():
@@ -53,8 +66,37 @@ def test_acting_sees_the_first_observation_and_leaves_the_agent():
 def test_one_call_and_many_seeds():
     spec = load_agent('purerl/agents/jaxrl5/td3.py', SMALL)
     with use_mode('off'):
-        one, two = (
-            benchmark.measure(spec, 4, num_calls=1, num_seeds=n, only='update_utd1') for n in (1, 2)
-        )
-    assert list(one) == list(two) == ['update_utd1']
-    assert two['update_utd1']['gflop'] == 2 * one['update_utd1']['gflop']
+        one, two = (benchmark.prepare(spec, 4, num_seeds=n, only='update_utd1') for n in (1, 2))
+        for prepared in (one, two):
+            assert list(prepared) == ['update_utd1']
+            step, _ = prepared['update_utd1']
+            benchmark.time_calls(step, 1)
+    assert two['update_utd1'][1] == 2 * one['update_utd1'][1]
+
+
+def test_processes_take_turns():
+    arguments = ['--agents=purerl/agents/jaxrl5/sac.py', '--modes=off,trace', '--call=eval_actions']
+    result = subprocess.run(
+        [sys.executable, '-m', 'experiments.benchmark', *arguments, '--rounds=2', '--num_calls=3'],
+        capture_output=True,
+        text=True,
+        check=True,
+        env=os.environ | {'OMP_NUM_THREADS': '1'},
+    )
+    lines = [line.split() for line in result.stdout.splitlines() if line.startswith('sac.py')]
+    timed = {line[1]: line for line in lines if line[2] == 'eval_actions'}
+    assert list(timed) == ['off', 'trace']
+    assert float(timed['trace'][timed['trace'].index('ratio') + 1]) == 1
+    off = timed['off']
+    assert 0 < float(off[off.index('min_ms') + 1]) <= float(off[off.index('median_ms') + 1])
+
+
+def test_a_process_that_fails_is_one_error():
+    result = subprocess.run(
+        [sys.executable, '-m', 'experiments.benchmark', '--agents=nowhere.py', '--modes=off'],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=os.environ | {'OMP_NUM_THREADS': '1'},
+    )
+    assert result.returncode and 'nowhere.py' in result.stderr
