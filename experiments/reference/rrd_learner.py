@@ -49,13 +49,13 @@ class SpyBuffer(Spy):
         super().__init__(events, real, dict.fromkeys(drawing, 'sample_batch'))
         self.entries = []
 
-    def append(self, transition):
-        self._real.append(transition)
+    def append(self, transition, lane):
+        self._real.append(transition, lane)
         self.entries.append(transition)
 
-    def commit(self):
+    def commit(self, lane):
         self._events.extend(['store'] * self._real.pending)
-        self._real.commit()
+        self._real.commit(lane)
 
 
 class SpyAgent:

@@ -5,8 +5,9 @@ A random source is a `np.random.RandomState`, and draws are the originals', numb
 transition is drawn as a position in the buffer, which decides the episode, and then a position in
 that episode.
 
-Transitions are written once, where they stay, and leave with their whole episode. Those of an
-unfinished episode wait (`append`) and count once it has ended (`commit`).
+Transitions of an unfinished episode wait (`append`). When it has ended (`commit`) they are written
+once, where they stay, and leave with their whole episode. Several environments can fill a buffer
+side by side: each has a lane of its own, in which its episodes wait.
 
 Deviations: what is stored is float32; an episode that is longer than the buffer is refused when it
 outgrows it (the original fails with an index error).
@@ -15,6 +16,8 @@ outgrows it (the original fails with an index error).
 from collections.abc import Mapping
 
 import numpy as np
+
+from purerl.data.unfinished_episodes import UnfinishedEpisodes
 
 _ELITE = 10  # episodes with the largest returns that IRCR keeps
 
@@ -28,94 +31,91 @@ class EpisodeReplay:
         stored: transitions that it has ever held (the original's `step_counter`).
         episodes: episodes that it has ever held, finished ones (`ep_counter`).
         dropped: episodes that had to leave (`head_idx`).
-        pending: transitions of the unfinished episode.
         bounds: smallest and largest return of the episodes at hand.
     """
 
-    def __init__(self, example: Mapping, capacity: int, max_episode: int):
+    def __init__(self, example: Mapping, capacity: int, max_episode: int, lanes: int = 1):
         """Make an empty buffer.
 
         Args:
             example: a transition: `observations`, `actions`, `rewards`, `masks`,
                 `next_observations`.
             capacity: room for transitions of finished episodes.
-            max_episode: room for those of the unfinished one.
+            max_episode: room for those of an unfinished one.
+            lanes: environments that fill it side by side.
 
         Raises:
-            ValueError: if either is below one.
+            ValueError: if one of them is below one.
         """
         if capacity < 1 or max_episode < 1:
             raise ValueError(f'a replay buffer needs room, got {capacity} and {max_episode}')
         self.capacity = capacity
-        self._rows = capacity + min(max_episode, capacity)
         self._arrays = {
-            key: np.zeros((self._rows, *np.shape(value)), _stored_dtype(value))
+            key: np.zeros((capacity, *np.shape(value)), _stored_dtype(value))
             for key, value in example.items()
             if key in self._columns
         }
-        # By row: the number of its episode. By that number, modulo rows: first row, length, return.
-        self._episode_of = np.zeros(self._rows, np.int64)
-        self._starts = np.zeros(self._rows, np.int64)
-        self._lengths = np.zeros(self._rows, np.int64)
-        self._returns = np.zeros(self._rows, np.float64)
-        self._head = self.length = self.stored = self.episodes = self.dropped = self.pending = 0
-        self._pending_return = 0.0
+        # By row: its episode's number. By that number, modulo capacity: first row, length, return.
+        self._episode_of = np.zeros(capacity, np.int64)
+        self._starts = np.zeros(capacity, np.int64)
+        self._lengths = np.zeros(capacity, np.int64)
+        self._returns = np.zeros(capacity, np.float64)
+        self._head = self.length = self.stored = self.episodes = self.dropped = 0
+        advice = ' and does not fit into the replay buffer: it needs a larger one or a time limit'
+        self._unfinished = UnfinishedEpisodes(lanes, min(max_episode, capacity), advice)
         self.bounds = (0.0, 0.0)
 
     _columns = ('observations', 'actions', 'rewards', 'masks', 'next_observations')
 
     # --- Filling -----------------------------------------------------------------------------
 
-    def append(self, transition: Mapping) -> None:
-        """Add a transition to the unfinished episode.
+    @property
+    def pending(self) -> int:
+        """How many transitions the unfinished episodes have."""
+        return self._unfinished.pending
+
+    def append(self, transition: Mapping, lane: int = 0) -> None:
+        """Add a transition to the unfinished episode of a lane.
 
         Raises:
             ValueError: if the episode outgrows the buffer, or its reward is not finite.
         """
-        if self.pending == self._rows - self.capacity:
-            raise ValueError(
-                f'an episode has not ended after {self.pending} steps and does not fit into the '
-                'replay buffer: it needs a larger buffer or a time limit'
-            )
-        if not np.isfinite(transition['rewards']):
-            raise ValueError(f'the reward {transition["rewards"]} is not a finite number')
-        row = (self._head + self.length + self.pending) % self._rows
-        for key, array in self._arrays.items():
-            array[row] = transition[key]
-        self._pending_return += float(transition['rewards'])
-        self._append_observation(transition)
-        self.pending += 1
+        self._unfinished.append({key: transition[key] for key in self._arrays}, lane)
+        self._append_observation(transition, lane)
 
-    def commit(self) -> None:
-        """End the episode: its transitions count from now on."""
-        length = self.pending
-        if length == 0:
-            raise ValueError('an episode has at least one transition')
-        number = self.episodes % self._rows
-        self._starts[number] = (self._head + self.length) % self._rows
-        self._lengths[number], self._returns[number] = length, self._pending_return
-        rows = (self._starts[number] + np.arange(length)) % self._rows
+    def commit(self, lane: int = 0) -> None:
+        """End a lane's episode: its transitions count from now on.
+
+        Raises:
+            ValueError: if it has none.
+        """
+        transitions, total = self._unfinished.take(lane)
+        length = len(transitions['rewards'])
+        while self.length + length > self.capacity:
+            self._drop()
+        number = self.episodes % self.capacity
+        rows = (self._head + self.length + np.arange(length)) % self.capacity
+        self._starts[number], self._lengths[number], self._returns[number] = rows[0], length, total
         self._episode_of[rows] = self.episodes
-        self.pending, self._pending_return = 0, 0.0
-        self._commit_observations(self.episodes)
+        for key, array in self._arrays.items():
+            array[rows] = transitions[key]
+        self._commit_observations(self.episodes, lane)
         self.length += length
         self.stored += length
         self.episodes += 1
-        while self.length > self.capacity:
-            self._drop()
         returns = self.returns()
         self.bounds = (float(returns.min()), float(returns.max()))
 
     def _drop(self):
-        length = self._lengths[self.dropped % self._rows]
+        length = self._lengths[self.dropped % self.capacity]
         self._drop_observations(self.dropped)
-        self._head = int((self._head + length) % self._rows)
+        self._head = int((self._head + length) % self.capacity)
         self.length -= int(length)
         self.dropped += 1
 
     def held(self) -> np.ndarray:
         """Return the table positions of the held episodes, oldest first."""
-        return np.arange(self.dropped, self.episodes) % self._rows
+        return np.arange(self.dropped, self.episodes) % self.capacity
 
     def lengths(self) -> np.ndarray:
         """Return the held episodes' lengths, oldest first."""
@@ -127,14 +127,14 @@ class EpisodeReplay:
 
     def episode_numbers(self) -> np.ndarray:
         """Return the held transitions' episodes, oldest first."""
-        return self._episode_of[(self._head + np.arange(self.length)) % self._rows]
+        return self._episode_of[(self._head + np.arange(self.length)) % self.capacity]
 
     # --- Drawing -----------------------------------------------------------------------------
 
     def _draw_episode(self, stream) -> int:
-        """Draw the episode (its number modulo rows) of a uniformly drawn transition."""
+        """Draw the episode (its number modulo capacity) of a uniformly drawn transition."""
         position = stream.randint(self.length)
-        return int(self._episode_of[(self._head + position) % self._rows]) % self._rows
+        return int(self._episode_of[(self._head + position) % self.capacity]) % self.capacity
 
     def _draw(self, batch_size: int, stream) -> tuple[np.ndarray, np.ndarray]:
         """Draw transitions; returns their episodes and their positions in them."""
@@ -153,7 +153,7 @@ class EpisodeReplay:
 
     def _transitions(self, episodes: np.ndarray, positions: np.ndarray) -> dict:
         """Gather transitions; the arrays have the index arrays' (common) shape in front."""
-        rows = (self._starts[episodes] + positions) % self._rows
+        rows = (self._starts[episodes] + positions) % self.capacity
         gathered = {key: array[rows] for key, array in self._arrays.items()}
         return {**gathered, **self._observations(episodes, positions)}
 
@@ -225,10 +225,10 @@ class EpisodeReplay:
 
     # --- Observations (overridden for stacked frames) -------------------------------------------
 
-    def _append_observation(self, transition):
+    def _append_observation(self, transition, lane):
         """Keep what is not in the arrays; flat observations are."""
 
-    def _commit_observations(self, number):
+    def _commit_observations(self, number, lane):
         """Keep an episode's observations."""
 
     def _drop_observations(self, number):
@@ -239,7 +239,7 @@ class EpisodeReplay:
 
     # --- Saving ------------------------------------------------------------------------------
 
-    _COUNTERS = ('_head', 'length', 'stored', 'episodes', 'dropped', 'pending', '_pending_return')
+    _COUNTERS = ('_head', 'length', 'stored', 'episodes', 'dropped')
     _TABLES = ('_starts', '_lengths', '_returns')
 
     def state_dict(self) -> dict:
@@ -247,11 +247,13 @@ class EpisodeReplay:
 
         Arrays are cut down to the rows in use, oldest first.
         """
-        rows = (self._head + np.arange(self.length + self.pending)) % self._rows
-        held = self.held()
+        rows, held = (self._head + np.arange(self.length)) % self.capacity, self.held()
+        if self.length == 0:
+            rows = held = slice(0)  # unlike what no rows pick, arrays with strides, to be saved
         return {
             'capacity': self.capacity,
             'bounds': self.bounds,
+            'unfinished': self._unfinished.state_dict(),
             'counters': {name: getattr(self, name) for name in self._COUNTERS},
             'arrays': {key: array[rows] for key, array in self._arrays.items()},
             'tables': {name: getattr(self, name)[held] for name in self._TABLES},
@@ -261,7 +263,7 @@ class EpisodeReplay:
         """Take over what `state_dict` returned.
 
         Raises:
-            ValueError: if it belongs to a buffer of another capacity or other arrays.
+            ValueError: if it belongs to a buffer of another capacity, other arrays or lanes.
         """
         if state['capacity'] != self.capacity:
             raise ValueError(
@@ -272,18 +274,17 @@ class EpisodeReplay:
         saved = {key: array.shape[1:] for key, array in state['arrays'].items()}
         if saved != shapes:
             raise ValueError(f'the saved replay buffer holds {saved}, this one {shapes}')
+        self._unfinished.load_state_dict(state['unfinished'])
         self.bounds = tuple(state['bounds'])
         for name in self._COUNTERS:
             setattr(self, name, state['counters'][name])
-        rows = (self._head + np.arange(self.length + self.pending)) % self._rows
+        rows = (self._head + np.arange(self.length)) % self.capacity
         for key, array in self._arrays.items():
             array[rows] = state['arrays'][key]
         held = self.held()
         for name in self._TABLES:
             getattr(self, name)[held] = state['tables'][name]
-        for number in range(self.dropped, self.episodes):
-            start, length = (x[number % self._rows] for x in (self._starts, self._lengths))
-            self._episode_of[(start + np.arange(length)) % self._rows] = number
+        self._episode_of[rows] = np.repeat(np.arange(self.dropped, self.episodes), self.lengths())
 
 
 class EliteReplay(EpisodeReplay):
@@ -295,13 +296,13 @@ class EliteReplay(EpisodeReplay):
         bounds: smallest and largest return of all episodes at hand, these included.
     """
 
-    def __init__(self, example: Mapping, capacity: int, max_episode: int):
-        super().__init__(example, capacity, max_episode)
+    def __init__(self, example: Mapping, capacity: int, max_episode: int, lanes: int = 1):
+        super().__init__(example, capacity, max_episode, lanes)
         self.elite: list[dict] = []
 
-    def commit(self) -> None:
-        super().commit()
-        self._update_elite((self.episodes - 1) % self._rows)
+    def commit(self, lane: int = 0) -> None:
+        super().commit(lane)
+        self._update_elite((self.episodes - 1) % self.capacity)
         values = [*self.bounds, *(episode['return'] for episode in self.elite)]
         self.bounds = (min(values), max(values))
 
@@ -312,7 +313,7 @@ class EliteReplay(EpisodeReplay):
             if self.elite[worst]['return'] > value:
                 return
             self.elite.pop(worst)
-        rows = (self._starts[number] + np.arange(self._lengths[number])) % self._rows
+        rows = (self._starts[number] + np.arange(self._lengths[number])) % self.capacity
         episode = {key: array[rows] for key, array in self._arrays.items()}
         self.elite.append({**episode, 'return': value})
 

@@ -16,29 +16,29 @@ class FrameReplay(EpisodeReplay):
 
     _columns = ('actions', 'rewards', 'masks')
 
-    def __init__(self, example: Mapping, capacity: int, max_episode: int):
-        super().__init__(example, capacity, max_episode)
+    def __init__(self, example: Mapping, capacity: int, max_episode: int, lanes: int = 1):
+        super().__init__(example, capacity, max_episode, lanes)
         self._stack = example['observations'].shape[-1]
         self._frames: dict[int, np.ndarray] = {}  # by episode: (stack + T, H, W)
-        self._unfinished: list[np.ndarray] = []
+        self._waiting: list[list[np.ndarray]] = [[] for _ in range(lanes)]  # of unfinished episodes
 
-    def _append_observation(self, transition):
-        if self.pending == 0:
-            first = np.moveaxis(transition['observations'], -1, 0)
-            self._unfinished = [frame.copy() for frame in first]
-        self._unfinished.append(transition['next_observations'][..., -1].copy())
+    def _append_observation(self, transition, lane):
+        waiting = self._waiting[lane]
+        if not waiting:
+            waiting.extend(frame.copy() for frame in np.moveaxis(transition['observations'], -1, 0))
+        waiting.append(transition['next_observations'][..., -1].copy())
 
-    def _commit_observations(self, number):
-        self._frames[number] = np.stack(self._unfinished)
-        self._unfinished = []
+    def _commit_observations(self, number, lane):
+        self._frames[number] = np.stack(self._waiting[lane])
+        self._waiting[lane] = []
 
     def _drop_observations(self, number):
         del self._frames[number]
 
     def _observations(self, episodes, positions) -> dict:
-        # Table positions are numbers modulo rows; numbers of held episodes are below two rounds.
+        # Table positions are numbers modulo the capacity, and no two held episodes share one.
         oldest = self.dropped
-        numbers = oldest + (np.ravel(episodes) - oldest) % self._rows
+        numbers = oldest + (np.ravel(episodes) - oldest) % self.capacity
         stacks = []
         for number, position in zip(numbers, np.ravel(positions), strict=True):
             stacks.append(self._frames[int(number)][position : position + self._stack + 1])
@@ -57,9 +57,10 @@ class FrameReplay(EpisodeReplay):
 
     def state_dict(self) -> dict:
         frames = {str(number): frames for number, frames in self._frames.items()}
-        return {**super().state_dict(), 'frames': frames, 'unfinished': list(self._unfinished)}
+        waiting = [np.stack(lane) if lane else None for lane in self._waiting]
+        return {**super().state_dict(), 'frames': frames, 'waiting': waiting}
 
     def load_state_dict(self, state: Mapping) -> None:
         super().load_state_dict(state)
         self._frames = {int(number): frames for number, frames in state['frames'].items()}
-        self._unfinished = list(state['unfinished'])
+        self._waiting = [[] if lane is None else list(lane) for lane in state['waiting']]

@@ -6,9 +6,8 @@ Stilwell-Git/Randomized-Return-Decomposition @ bc80473; see `episode_replay`.
 
 from collections.abc import Mapping
 
-import numpy as np
-
 from purerl.data.replay import ReplayBuffer
+from purerl.data.unfinished_episodes import UnfinishedEpisodes
 
 
 class TransitionReplay:
@@ -20,12 +19,21 @@ class TransitionReplay:
         episodes: episodes that it has ever held.
     """
 
-    def __init__(self, example: Mapping, capacity: int, max_episode: int):
-        """Make an empty buffer for transitions like `example`; `max_episode` bounds an episode."""
+    def __init__(self, example: Mapping, capacity: int, max_episode: int, lanes: int = 1):
+        """Make an empty buffer.
+
+        Args:
+            example: a transition.
+            capacity: room for transitions of finished episodes.
+            max_episode: room for those of an unfinished one.
+            lanes: environments that fill it side by side.
+
+        Raises:
+            ValueError: if there is no room or no lane.
+        """
         self.buffer = ReplayBuffer.create(example, capacity)
         self.stored = self.episodes = 0
-        self._max_episode = max_episode
-        self._waiting: list[dict] = []
+        self._unfinished = UnfinishedEpisodes(lanes, max_episode, ': it needs a time limit')
 
     @property
     def length(self) -> int:
@@ -34,30 +42,27 @@ class TransitionReplay:
 
     @property
     def pending(self) -> int:
-        """How many transitions the unfinished episode has."""
-        return len(self._waiting)
+        """How many transitions the unfinished episodes have."""
+        return self._unfinished.pending
 
-    def append(self, transition: Mapping) -> None:
-        """Add a transition to the unfinished episode.
+    def append(self, transition: Mapping, lane: int = 0) -> None:
+        """Add a transition to the unfinished episode of a lane.
 
         Raises:
             ValueError: if the episode has too many, or the reward is not finite.
         """
-        if self.pending == self._max_episode:
-            raise ValueError(
-                f'an episode has not ended after {self.pending} steps: it needs a time limit'
-            )
-        if not np.isfinite(transition['rewards']):
-            raise ValueError(f'the reward {transition["rewards"]} is not a finite number')
-        self._waiting.append(dict(transition))
+        self._unfinished.append(transition, lane)
 
-    def commit(self) -> None:
-        """End the episode: its transitions count from now on."""
-        for transition in self._waiting:
-            self.buffer.insert(transition)
-        self.stored += self.pending
+    def commit(self, lane: int = 0) -> None:
+        """End a lane's episode: its transitions count from now on.
+
+        Raises:
+            ValueError: if it has none.
+        """
+        transitions, _ = self._unfinished.take(lane)
+        self.buffer.add_transitions(transitions)
+        self.stored += len(transitions['rewards'])
         self.episodes += 1
-        self._waiting = []
 
     def sample(self, batch_size: int, stream) -> dict:
         """Draw a batch with repetitions.
@@ -78,25 +83,19 @@ class TransitionReplay:
 
     def state_dict(self) -> dict:
         """Return everything that a resumed run needs; write or copy it before the next call."""
-        waiting = {
-            key: np.stack([np.asarray(transition[key]) for transition in self._waiting])
-            for key in (self.buffer.arrays if self._waiting else ())
-        }
         return {
             'buffer': self.buffer.state_dict(),
             'stored': self.stored,
             'episodes': self.episodes,
-            'waiting': waiting,
+            'unfinished': self._unfinished.state_dict(),
         }
 
     def load_state_dict(self, state: Mapping) -> None:
         """Take over what `state_dict` returned.
 
         Raises:
-            ValueError: if it belongs to a buffer of another capacity or with other entries.
+            ValueError: if it belongs to a buffer of another capacity, with other entries or lanes.
         """
         self.buffer.load_state_dict(state['buffer'])
+        self._unfinished.load_state_dict(state['unfinished'])
         self.stored, self.episodes = state['stored'], state['episodes']
-        waiting = state['waiting']
-        count = len(waiting['rewards']) if waiting else 0
-        self._waiting = [{key: array[i] for key, array in waiting.items()} for i in range(count)]

@@ -10,6 +10,9 @@ statistics in each iteration, also where there are none.
 In an environment with images, an episode that the time limit ends counts as terminated; elsewhere
 it does not, even if it would have ended in that step anyway (both as in the original).
 
+`num_envs` environments can take these steps side by side, with one call of the agent for a step of
+each; steps are those of all of them, so that nothing else of the order changes.
+
 Deviations from the original: batches come from numpy's MT19937 of `seed`, noise from the agent's
 key; test episodes have random numbers of their own.
 """
@@ -23,6 +26,7 @@ import torch
 from purerl.core import random
 from purerl.envs.episodic import ENV_TYPES, check_actions, make_episodic, options_of
 from purerl.train.config import Agent, RunError, check_settings, setting
+from purerl.train.episodic_lanes import MODES
 from purerl.train.episodic_learner import Learner, run_iteration
 from purerl.train.episodic_world import World
 from purerl.train.evaluation import evaluate
@@ -51,7 +55,17 @@ class Settings(RunSettings):
     epochs: int = setting(3, 'Epochs of training; may be raised to go on.', minimum=1, free=True)
     cycles: int = setting(100, 'Cycles in an epoch.', minimum=1)
     iterations: int = setting(100, 'Iterations in a cycle.', minimum=1)
-    timesteps: int = setting(100, 'Steps in the environment per iteration.', minimum=1)
+    timesteps: int = setting(100, 'Steps in the environments per iteration.', minimum=1)
+    num_envs: int = setting(
+        1, 'Environments that are stepped side by side; a divisor of timesteps.', minimum=1
+    )
+    vectorization_mode: str = setting(
+        'sync',
+        'sync: they take their steps one after the other; async: at the same time, each in a '
+        'process of its own.',
+        choices=MODES,
+        free=True,
+    )
     train_batches: int = setting(100, 'Updates per iteration.', minimum=1)
     test_rollouts: int = setting(10, 'Test episodes at the end of a cycle.', minimum=1)
     test_timesteps: int = setting(1000, 'Time limit of all episodes, in steps.', minimum=1)
@@ -123,16 +137,16 @@ def train(agent: Agent, settings: Settings) -> dict:
         _check_environment(agent, env)
         is_resumable(env)
         example = _example(env)
-    worlds = [World(agent, settings, seed) for seed in settings.seeds]
-    try:
+    with contextlib.ExitStack() as stack:
+        worlds = [
+            stack.enter_context(contextlib.closing(World(agent, settings, seed)))
+            for seed in settings.seeds
+        ]
         agents = create_agents(agent, settings.seeds, example)
         updates = settings.total_iterations * settings.train_batches
         run.begin(updates, settings.total_iterations * settings.timesteps, example)
         with run:
             return _loop(run, settings, worlds, agents)
-    finally:
-        for world in worlds:
-            world.close()
 
 
 def _check_agent(agent, settings):
@@ -141,6 +155,11 @@ def _check_agent(agent, settings):
         raise RunError(
             f'{agent.path} does not train on whole episodes: experiments.online or '
             'experiments.offline may be its launcher'
+        )
+    if settings.timesteps % settings.num_envs:
+        raise RunError(
+            f'timesteps={settings.timesteps} is no multiple of num_envs={settings.num_envs}: the '
+            'environments cannot share an iteration evenly'
         )
     if 'subsequences' in agent.needs and agent.config.rrd_sample_size > settings.test_timesteps:
         raise RunError(
@@ -174,8 +193,8 @@ def _loop(run, settings, worlds, agents):
             world.set_state(world_state)
     learner = Learner(agent, len(worlds))
 
-    def log_episode(i, episode):
-        logger.log_seed(i, 'episodes', worlds[i].steps, scalars(episode, 'training/episode.'))
+    def log_episode(i, steps, episode):
+        logger.log_seed(i, 'episodes', steps, scalars(episode, 'training/episode.'))
         logger.show(**{'return': episode['return']})
 
     step = run.start

@@ -20,7 +20,11 @@ class Learner:
         self._update_both = over_seeds(lambda agent, *batches: agent.update(*batches), num)
 
     def act(self, worlds) -> list:
-        """Choose one action per seed."""
+        """Choose the actions of each seed's lanes, in one call for all.
+
+        An agent's key is split once, and the noise, or the random choice, is drawn for all of its
+        lanes' actions at once, in an array with a row per lane.
+        """
         observations = stack([world.observation for world in worlds])
         first = [world.buffer.stored < world.settings.warmup for world in worlds]
         programs = {True: self._act_first, False: self._act}
@@ -77,17 +81,19 @@ class Learner:
 
 
 def run_iteration(learner, worlds, on_episode=None) -> None:
-    """Act for `timesteps` steps, then learn.
+    """Act for `timesteps` steps, `num_envs` at a time, then learn.
 
     Args:
         learner: has `act(worlds) -> actions` and `learn(worlds)`.
         worlds: one per seed.
-        on_episode: called with a seed's number and an episode's statistics at its end.
+        on_episode: called with a seed's number, its steps by then and an episode's statistics at
+            its end.
     """
-    for _ in range(worlds[0].settings.timesteps):
+    settings = worlds[0].settings
+    for _ in range(settings.timesteps // settings.num_envs):
         actions = learner.act(worlds)
         for i, world in enumerate(worlds):
-            episode = world.step(actions[i])
-            if episode is not None and on_episode is not None:
-                on_episode(i, episode)
+            for steps, episode in world.step(actions[i]):
+                if on_episode is not None:
+                    on_episode(i, steps, episode)
     learner.learn(worlds)

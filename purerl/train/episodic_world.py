@@ -1,4 +1,9 @@
-"""One seed's side of training on whole episodes: environments, replay buffer, random streams."""
+"""One seed's side of training on whole episodes: environments, replay buffer, random streams.
+
+`num_envs` environments take their steps side by side, each in its lane: with a seed, an observation
+and an unfinished episode of its own. Steps are counted in environments, lane by lane, and episodes
+enter the replay buffer in the order in which they end.
+"""
 
 import numpy as np
 
@@ -7,15 +12,20 @@ from purerl.data.episode_replay import EliteReplay, EpisodeReplay
 from purerl.data.frame_replay import FrameReplay
 from purerl.data.transition_replay import TransitionReplay
 from purerl.train.config import Agent, RunError
+from purerl.train.episodic_lanes import make_lanes
 from purerl.train.evaluation import evaluate, policy_of
 from purerl.train.loop import EVAL_SEED_OFFSET, restore_snapshots, take_snapshots
+
+_PATIENCE = 5.0  # seconds for environments in other processes to finish a step when all is over
 
 
 class World:
     """Everything of one seed besides its agent: environments, replay buffer, random streams.
 
     Attributes:
-        steps: steps taken in the environment.
+        envs: the environments to train in, one per lane.
+        observations: what the agent sees next, (num_envs, ...).
+        steps: steps taken in all of them.
         updates: updates of the agent.
         tested: step and return of the latest test.
     """
@@ -23,20 +33,21 @@ class World:
     def __init__(self, agent: Agent, settings, seed: int, env=None):
         """Make them for `episodic.Settings`; `env` replaces the environments that they ask for."""
         self.settings = settings
-        self.env = env or settings.make_env(seed)
         self.test_env = env or settings.make_env(seed + EVAL_SEED_OFFSET)
         self.key = random.key(seed + EVAL_SEED_OFFSET)
         self.stream = np.random.RandomState(seed)
         self._needs, self._config = agent.needs, agent.config
-        self._images = len(self.env.observation_space.shape) == 3
+        self._images = len(self.test_env.observation_space.shape) == 3
         self.buffer = self._make_buffer()
-        self.observation, _ = self.env.reset()
+        make_env = settings.make_env if env is None else lambda seed: env
+        self.envs = make_lanes(make_env, seed, settings.num_envs, settings.vectorization_mode)
+        self.observations, _ = self.envs.reset()
         self.steps = self.updates = 0
         self.means: dict[str, list] = {}  # sums and counts of infos since the last cycle
         self.tested = (0, None)
 
     def _make_buffer(self):
-        space, actions = self.env.observation_space, self.env.action_space
+        space, actions = self.test_env.observation_space, self.test_env.action_space
         observation = np.zeros(space.shape, space.dtype)
         example = {
             'observations': observation,
@@ -53,7 +64,13 @@ class World:
             kind = EliteReplay
         else:
             kind = TransitionReplay
-        return kind(example, self.settings.buffer_size, self.settings.test_timesteps)
+        settings = self.settings
+        return kind(example, settings.buffer_size, settings.test_timesteps, settings.num_envs)
+
+    @property
+    def observation(self):
+        """What the agent is to act on: all lanes' observations, or the only lane's."""
+        return self.observations if self.settings.num_envs > 1 else self.observations[0]
 
     @property
     def ready(self) -> bool:
@@ -66,40 +83,54 @@ class World:
         delay = self._config.get('policy_delay')
         return delay is not None and (self.updates + 1) % delay == 0
 
-    def step(self, action) -> dict | None:
-        """Act and remember; returns the episode's statistics at its end, else None.
+    def step(self, actions) -> list[tuple[int, dict]]:
+        """Act in all lanes and remember.
+
+        Args:
+            actions: one per lane, (num_envs, ...), or that of the only lane.
+
+        Returns:
+            The episodes that have ended, by lane: the number of steps by then, and statistics.
 
         Raises:
             RunError: for a reward that is not finite, or an episode that does not end.
         """
-        following, reward, terminated, truncated, info = self.env.step(action)
-        self.steps += 1
-        if self._images:
-            end = terminated or truncated
-            if self.settings.env_type == 'normal':
-                reward = np.clip(reward, -self.settings.rews_scale, self.settings.rews_scale)
-        else:
-            end = terminated and not truncated
-        entry = {
-            'observations': self.observation,
-            'actions': action,
-            'rewards': reward,
-            'masks': np.float32(not end),
-            'next_observations': following,
-        }
+        actions = np.reshape(actions, self.envs.action_space.shape)
+        following, rewards, terminations, truncations, infos = self.envs.step(actions)
+        masks = self._masks(terminations, truncations)
+        ended, episodes = terminations | truncations, []
+        if self._images and self.settings.env_type == 'normal':
+            rewards = np.clip(rewards, -self.settings.rews_scale, self.settings.rews_scale)
+        for lane in range(len(actions)):
+            self.steps += 1
+            entry = {
+                'observations': self.observations[lane],
+                'actions': actions[lane],
+                'rewards': rewards[lane],
+                'masks': masks[lane],
+                'next_observations': following[lane],
+            }
+            self._remember(entry, lane)
+            if ended[lane]:
+                self.buffer.commit(lane)
+                episodes.append((self.steps, _of_lane(infos['episode'], lane)))
+        self.observations = following
+        if ended.any():
+            self.observations, _ = self.envs.reset(options={'reset_mask': ended})
+        return episodes
+
+    def _masks(self, terminations, truncations):
+        ends = terminations | truncations if self._images else terminations & ~truncations
+        return np.float32(~ends)
+
+    def _remember(self, entry, lane):
         try:
-            self.buffer.append(entry)
+            self.buffer.append(entry, lane)
         except ValueError as error:
             raise RunError(
                 f'{self.settings.env_name}, step {self.steps}: {error}. What was recorded before '
                 'is kept'
             ) from error
-        self.observation = following
-        if not (terminated or truncated):
-            return None
-        self.buffer.commit()
-        self.observation, _ = self.env.reset()
-        return info['episode']
 
     def batch(self) -> dict:
         """Draw a batch of the kind that the agent needs."""
@@ -143,30 +174,38 @@ class World:
     def state(self) -> dict:
         """Return everything that `set_state` needs to go on bit for bit."""
         return {
-            'envs': take_snapshots(self._envs()),
+            'lanes': list(self.envs.call('snapshot')),
+            'test_env': take_snapshots({'test_env': self.test_env}),
             'buffer': self.buffer.state_dict(),
             'stream': self.stream.get_state(legacy=False),
-            'observation': self.observation,
+            'observations': self.observations,
             'counts': (self.steps, self.updates),
             'means': self.means,
             'tested': self.tested,
         }
 
     def set_state(self, state: dict) -> None:
-        restore_snapshots(self._envs(), state['envs'])
+        restore_snapshots({'test_env': self.test_env}, state['test_env'])
+        self.envs.call('restore', state['lanes'])
         self.buffer.load_state_dict(state['buffer'])
         self.stream.set_state(state['stream'])
-        self.observation = state['observation']
+        self.observations = state['observations']
         self.steps, self.updates = state['counts']
         self.means = {key: list(total) for key, total in state['means'].items()}
         self.tested = tuple(state['tested'])
 
-    def _envs(self):
-        return {'env': self.env, 'test_env': self.test_env}
-
     def close(self) -> None:
-        self.env.close()
+        self.envs.close(timeout=_PATIENCE)
         self.test_env.close()
+
+
+def _of_lane(statistics, lane):
+    """Take a lane's statistics out of the arrays in which gymnasium collects them."""
+    return {
+        key: values[lane].item()
+        for key, values in statistics.items()
+        if not key.startswith('_') and statistics[f'_{key}'][lane]
+    }
 
 
 def _disturbed(policy, share, num_actions):

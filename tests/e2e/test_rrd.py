@@ -1,5 +1,6 @@
 """The launcher of RRD's family: whole runs, interrupted ones, several seeds, refusals."""
 
+import copy
 import json
 
 import gymnasium
@@ -10,8 +11,10 @@ from experiments import evaluate as evaluate_launcher
 from experiments import rrd as launcher
 from purerl.core import jit, trees
 from purerl.core.checkpoint import latest_step
+from purerl.envs.episodic import make_episodic, options_of
 from purerl.train import episodic
 from purerl.train.config import RunError, load_agent
+from purerl.train.episodic_lanes import lane_seed
 from purerl.train.load_run import load_run
 from purerl.train.plotting import read_csv
 
@@ -80,22 +83,27 @@ class Crash(Exception):
     """Stands for a killed process."""
 
 
-@pytest.mark.parametrize('name', VARIANTS)
-def test_a_killed_run_goes_on_bit_for_bit(tmp_path, monkeypatch, name):
-    run(tmp_path / 'whole', **VARIANTS[name])
-    whole = contents(tmp_path / 'whole' / 'run')
-
+def crash_at(monkeypatch, call):
+    """Have the loop crash when it steps for the `call`-th time."""
     step, calls = episodic.World.step, 0
 
     def crash(self, action):
         nonlocal calls
         calls += 1
-        if calls == 47:  # in the middle of an episode, after the first checkpoint
+        if calls == call:
             raise Crash
         return step(self, action)
 
+    monkeypatch.setattr(episodic.World, 'step', crash)
+
+
+@pytest.mark.parametrize('name', VARIANTS)
+def test_a_killed_run_goes_on_bit_for_bit(tmp_path, monkeypatch, name):
+    run(tmp_path / 'whole', **VARIANTS[name])
+    whole = contents(tmp_path / 'whole' / 'run')
+
     with monkeypatch.context() as patched:
-        patched.setattr(episodic.World, 'step', crash)
+        crash_at(patched, 47)  # in the middle of an episode, after the first checkpoint
         with pytest.raises(Crash):
             run(tmp_path / 'killed', **VARIANTS[name])
     assert latest_step(tmp_path / 'killed/run/checkpoints') == 30
@@ -130,9 +138,9 @@ def test_a_run_can_be_evaluated_from_its_folder(tmp_path, capsys, name):
     assert 'episode.length: 12' in capsys.readouterr().out
 
 
-@pytest.mark.parametrize('alg, basis_alg', [('rrd', 'sac'), ('rrd', 'td3')])
-def test_several_seeds_are_single_runs(tmp_path, alg, basis_alg):
-    flags = {'alg': alg, 'basis_alg': basis_alg, 'train_batches': 3}
+@pytest.mark.parametrize('basis_alg, num_envs', [('sac', 1), ('td3', 1), ('sac', 2)])
+def test_several_seeds_are_single_runs(tmp_path, basis_alg, num_envs):
+    flags = {'basis_alg': basis_alg, 'num_envs': num_envs}
     run(tmp_path / 'both', **flags, num_seeds=2)
     for i, seed in enumerate((3, 4)):
         run(tmp_path / str(seed), **flags, seed=seed)
@@ -187,6 +195,86 @@ def test_seeds_that_get_ready_apart_learn_apart(tmp_path, monkeypatch):
             np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-6)
 
 
+# --- Several environments at a time ---------------------------------------------------------------
+
+THREE = {'num_envs': 3, 'timesteps': 12, 'test_timesteps': 10}
+LANES = {
+    'rrd_sac': THREE,
+    'ircr_td3': {**THREE, 'alg': 'ircr', 'basis_alg': 'td3'},
+    'sac': {**THREE, 'alg': 'sac', 'basis_alg': None},
+    'rrd_dqn': {**THREE, 'basis_alg': 'dqn', 'env': 'CartPole-v1', 'test_timesteps': 30},
+    'rrd_dqn_atari': {**ATARI, 'num_envs': 2},
+}
+
+
+@pytest.mark.parametrize('name', LANES)
+def test_each_lane_is_an_environment_of_its_own(tmp_path, monkeypatch, name):
+    entries, remember = {}, episodic.World._remember
+
+    def note(self, entry, lane):
+        entries.setdefault(lane, []).append(copy.deepcopy(entry))
+        remember(self, entry, lane)
+
+    monkeypatch.setattr(episodic.World, '_remember', note)
+    run(tmp_path, **LANES[name])
+    trained = load_run(tmp_path / 'run')
+    assert len(entries) == LANES[name]['num_envs']
+    episodes = []
+    for lane, transitions in entries.items():
+        seed, episode = lane_seed(trained.flags['seed'], lane), []
+        env = make_episodic(trained.flags['env_name'], seed, **options_of(trained.flags))
+        observation, _ = env.reset()
+        for i, entry in enumerate(transitions):
+            following, reward, terminated, truncated, _ = env.step(entry['actions'])
+            np.testing.assert_array_equal(entry['observations'], observation)
+            np.testing.assert_array_equal(entry['next_observations'], following)
+            end = terminated or (truncated and following.ndim == 3)
+            assert (entry['rewards'], entry['masks']) == (reward, float(not end))
+            episode.append(entry['actions'])
+            observation = following
+            if terminated or truncated:
+                episodes.append((i, lane, episode))
+                observation, episode = env.reset()[0], []
+    # The buffer holds the episodes in the order in which they have ended.
+    buffer = trained.state[0]['buffer']
+    held = buffer['buffer']['arrays/actions'] if 'buffer' in buffer else buffer['arrays']['actions']
+    episodes.sort(key=lambda episode: episode[:2])
+    np.testing.assert_array_equal(held, np.concatenate([episode[2] for episode in episodes]))
+
+
+@pytest.mark.parametrize(
+    'name, mode', [(n, 'sync') for n in LANES] + [('rrd_dqn', 'async'), ('rrd_dqn_atari', 'async')]
+)
+def test_killed_runs_of_several_environments_go_on_bit_for_bit(tmp_path, monkeypatch, name, mode):
+    run(tmp_path / 'whole', **LANES[name])
+    whole = contents(tmp_path / 'whole/run')
+    with monkeypatch.context() as patched:
+        crash_at(patched, 17)  # in the middle of episodes; so was the checkpoint
+        with pytest.raises(Crash):
+            run(tmp_path / 'killed', **LANES[name], vectorization_mode=mode)
+    assert latest_step(tmp_path / 'killed/run/checkpoints') in (30, 36)
+    run(tmp_path / 'killed', **LANES[name], vectorization_mode=mode, resume=True)
+    assert contents(tmp_path / 'killed/run') == whole
+
+
+def test_steps_and_updates_do_not_depend_on_the_number_of_environments(tmp_path):
+    flags = {'basis_alg': 'dqn', 'env': 'CartPole-v1', 'timesteps': 12, 'test_timesteps': 4}
+    for num_envs in (1, 3):
+        run(tmp_path / str(num_envs), **flags, warmup=12, num_envs=num_envs)
+        trained = load_run(tmp_path / f'{num_envs}/run')
+        assert trained.state[0]['counts'] == (72, 18) and trained.agents[0].base.acted == 72
+    for name in ('train', 'eval', 'episodes'):
+        one, three = (read_csv(tmp_path / f'{n}/run/{name}.csv') for n in (1, 3))
+        assert len(one['step']) == len(three['step'])
+    assert list(three['step'])[:4] == [10, 11, 12, 22]
+
+
+def test_a_run_goes_on_with_the_same_number_of_environments(tmp_path):
+    run(tmp_path, **THREE)
+    with pytest.raises(RunError, match='was started with --num_envs=3, not 2'):
+        run(tmp_path, **{**THREE, 'num_envs': 2}, resume=True)
+
+
 # --- Refusals -----------------------------------------------------------------------------------
 
 
@@ -203,6 +291,10 @@ def test_seeds_that_get_ready_apart_learn_apart(tmp_path, monkeypatch):
         ({'rrd_batch_size': 3}, 'rrd_batch_size=3 has no room'),
         ({'env': 'Asault', 'basis_alg': 'dqn'}, 'the nearest names are Assault'),
         ({'env_type': 'sparse'}, 'env_type'),
+        ({'num_envs': 0}, 'num_envs must be at least 1, not 0'),
+        ({'num_envs': -2}, 'num_envs must be at least 1, not -2'),
+        ({'num_envs': 3}, 'timesteps=10 is no multiple of num_envs=3'),
+        ({'num_envs': 2, 'vectorization_mode': 'threads'}, 'vectorization_mode'),
     ],
 )
 def test_mistakes_are_told_before_anything_is_written(tmp_path, changes, message):
@@ -247,9 +339,10 @@ def test_an_environment_that_never_ends_an_episode_ends_the_run(tmp_path, monkey
         run(tmp_path)
 
 
-def test_compiled_runs_equal_eager_ones(tmp_path):
-    run(tmp_path / 'eager')
-    run(tmp_path / 'traced', jit='trace')
+@pytest.mark.parametrize('num_envs', [1, 2])
+def test_compiled_runs_equal_eager_ones(tmp_path, num_envs):
+    run(tmp_path / 'eager', num_envs=num_envs)
+    run(tmp_path / 'traced', num_envs=num_envs, jit='trace')
     for name in ('train', 'eval'):
         eager, traced = (read_csv(tmp_path / f'{x}/run/{name}.csv') for x in ('eager', 'traced'))
         for key, column in eager.items():

@@ -104,12 +104,15 @@ class DQNAgent:
 
     @jit
     def sample_actions(self, observations):
-        """Choose actions epsilon-greedily; returns (actions, agent)."""
+        """Choose actions epsilon-greedily; returns (actions, agent).
+
+        Observations of several environments get the same epsilon, and count one action each.
+        """
         rng, key, action_key = random.split(self.rng, 3)
         best, _ = self.eval_actions(observations)
         uniforms = random.uniform(key, best.shape)
         actions = self.act(observations, uniforms, self._random_actions(action_key, best))
-        return actions, self.replace(rng=rng, acted=self.acted + 1)
+        return actions, self.replace(rng=rng, acted=self.acted + best.numel())
 
     @jit
     def warmup_actions(self, observations):
@@ -117,7 +120,7 @@ class DQNAgent:
         rng, key = random.split(self.rng)
         best, _ = self.eval_actions(observations)
         actions = self._random_actions(key, best)
-        return actions, self.replace(rng=rng, acted=self.acted + 1)
+        return actions, self.replace(rng=rng, acted=self.acted + best.numel())
 
     def _random_actions(self, key, like):
         return random.randint(key, like.shape, 0, self.config['num_actions']).long()

@@ -297,6 +297,21 @@ def test_dueling_values_have_the_base_as_their_mean():
     torch.testing.assert_close(shifted, values + 3)
 
 
+@all_agents
+def test_environments_explore_apart(name):
+    """Noise, and the choice of random actions, differ by row; the key moves once."""
+    agent = make_agent(name, **({'eps_l': 0.5, 'eps_r': 0.5} if 'dqn' in name else {}))
+    observations = torch.as_tensor(make_batch(name)['observations'])[:1]
+    observations = observations.repeat(40, *[1] * (observations.ndim - 1))
+    actions, after = agent.sample_actions(observations)
+    assert len(actions.unique(dim=0)) == (2 if 'dqn' in name else 40)
+    _, single = agent.sample_actions(observations[0])
+    assert torch.equal(after.rng, single.rng)
+    if 'dqn' in name:
+        base, single = (getattr(x, 'base', x) for x in (after, single))
+        assert (base.acted, single.acted) == (40, 1)
+
+
 def test_epsilon_falls_with_each_action_and_stays():
     agent = make_agent('dqn', eps_l=1.0, eps_r=0.2, eps_decay=4)
     observations = torch.zeros(SIZE)

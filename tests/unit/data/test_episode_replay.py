@@ -5,6 +5,7 @@ import copy
 import numpy as np
 import pytest
 
+from purerl.core.checkpoint import load_checkpoint, save_checkpoint
 from purerl.data.episode_replay import EliteReplay, EpisodeReplay
 from purerl.data.frame_replay import FrameReplay
 from purerl.data.transition_replay import TransitionReplay
@@ -141,6 +142,55 @@ def test_equal_returns_replace_the_elites_worst():
 
 
 @all_kinds
+def test_lanes_are_filled_side_by_side(kind):
+    """Episodes come out as if each had been filled in alone, in the order in which they ended."""
+    both, alone = KINDS[kind](transition(kind, 0), 8, 10, 2), make(kind, capacity=8)
+    for i in range(3):
+        both.append(transition(kind, i), 0)
+        both.append(transition(kind, 10 + i), 1)
+    both.append(transition(kind, 15), 1)
+    assert (both.pending, both.length) == (7, 0)
+    restored = KINDS[kind](transition(kind, 0), 8, 10, 2)
+    restored.load_state_dict(copy.deepcopy(both.state_dict()))
+    for buffer in (both, restored):
+        buffer.commit(1)
+        buffer.append(transition(kind, 3), 0)
+        buffer.commit(0)
+    for i in (10, 11, 12, 15):
+        alone.append(transition(kind, i))
+    alone.commit()
+    fill(alone, kind, [4])
+    draw = 'sample' if kind == 'transitions' else 'sample_returns'
+    expected = getattr(alone, draw)(50, stream())
+    for buffer in (both, restored):
+        assert (buffer.pending, buffer.length, buffer.episodes) == (0, 8, 2)
+        for key, value in getattr(buffer, draw)(50, stream()).items():
+            np.testing.assert_array_equal(value, expected[key])
+
+
+@all_kinds
+def test_a_buffer_can_be_saved_before_an_episode_has_ended(kind, tmp_path):
+    buffer = make(kind)
+    save_checkpoint(tmp_path, 0, {}, {'buffer': buffer.state_dict()})
+    buffer.append({**transition(kind, 0), 'actions': np.float32([3])})
+    save_checkpoint(tmp_path, 1, {}, {'buffer': buffer.state_dict()})
+    _, state, _ = load_checkpoint(tmp_path, 1, like={})
+    restored = make(kind)
+    restored.load_state_dict(state['buffer'])
+    restored.commit()
+    assert restored.sample(1, stream())['actions'] == 3
+
+
+@all_kinds
+def test_saved_lanes_are_those_of_the_buffer(kind):
+    state = KINDS[kind](transition(kind, 0), 20, 10, 2).state_dict()
+    with pytest.raises(ValueError, match='has 2 unfinished episodes, this one 1'):
+        make(kind).load_state_dict(state)
+    with pytest.raises(ValueError, match='at least one lane'):
+        KINDS[kind](transition(kind, 0), 20, 10, 0)
+
+
+@all_kinds
 def test_a_restored_buffer_goes_on_bit_for_bit(kind):
     buffer = fill(make(kind), kind, [7, 6, 5, 9], rewards=[1.0, 4.0, 2.0, 3.0])
     buffer.append(transition(kind, 27))
@@ -182,7 +232,7 @@ def test_bad_input_is_refused(kind):
         buffer.append(transition(kind, 4))
 
 
-@pytest.mark.parametrize('kind', ['episodes', 'frames'])
+@all_kinds
 def test_rooms_and_empty_episodes_are_checked(kind):
     with pytest.raises(ValueError, match='needs room'):
         make(kind, capacity=0)
