@@ -242,7 +242,8 @@ class DDPMIQLLearner:
         """Take candidate `index` (B,) of each observation."""
         actions = actions.reshape(-1, self.N, self.act_dim)
         rows = torch.arange(len(index), device=index.device)
-        return actions[rows, index.long()].reshape(*observations.shape[:-1], self.act_dim)
+        index = index.long().clamp(max=self.N - 1)  # negative weights may lead beyond the last one
+        return actions[rows, index].reshape(*observations.shape[:-1], self.act_dim)
 
     # --- Creation --------------------------------------------------------------------------------
 

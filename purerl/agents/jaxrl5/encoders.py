@@ -34,11 +34,12 @@ class D4PGEncoder(nn.Module):
     """Convolutions with ReLU, flattened at the end.
 
     Args:
-        features, filters, strides: of each layer: channels, window and stride.
+        features, filters, strides: of each layer: channels, window and stride. As in the original,
+            windows beyond the last layer are left out.
         padding: ``VALID`` or ``SAME``.
 
     Raises:
-        ValueError: if the three differ in length.
+        ValueError: if a layer lacks one of the three.
     """
 
     def __init__(
@@ -49,7 +50,7 @@ class D4PGEncoder(nn.Module):
         padding: str = 'VALID',
     ):
         super().__init__()
-        if not len(features) == len(filters) == len(strides):
+        if not len(features) == len(strides) <= len(filters):
             raise ValueError(
                 f'cnn_features={tuple(features)}, cnn_filters={tuple(filters)} and '
                 f'cnn_strides={tuple(strides)} must have one entry per layer each'
@@ -58,7 +59,7 @@ class D4PGEncoder(nn.Module):
             raise ValueError(f'cnn_padding must be VALID or SAME, not {padding!r}')
         self.layers = [
             self.compact(nn.Conv(size, window, stride, padding, default_init()))
-            for size, window, stride in zip(features, filters, strides, strict=True)
+            for size, window, stride in zip(features, filters, strides, strict=False)
         ]
 
     def forward(self, x):

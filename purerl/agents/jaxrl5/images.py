@@ -100,7 +100,7 @@ def check_examples(observations: Mapping, config: Mapping) -> None:
     for key in pixel_keys:
         height, width = observations[key].shape[-4:-2]
         size = min(height, width)
-        for window, stride in zip(config['cnn_filters'], config['cnn_strides'], strict=True):
+        for window, stride in zip(config['cnn_filters'], config['cnn_strides'], strict=False):
             if size < window:
                 raise ValueError(
                     f'{key!r} has images of {height}x{width}, which are too small for '

@@ -100,6 +100,20 @@ def test_weights_of_candidates():
     np.testing.assert_allclose(weights['exponential'][0], np.full(3, 0.64), rtol=1e-5)
 
 
+def test_a_choice_beyond_the_candidates_is_the_last_one():
+    # As in the original: cumulative sums of negative weights fall, and none reaches the draw.
+    agent = make_agent(critic_objective='exponential', critic_hyperparam=-0.7, N=4)
+    observation = torch.ones(OBSERVATIONS)
+    _, candidates, _ = agent.propose(observation[None])
+    beyond = agent._pick(candidates, torch.tensor([4]), observation)
+    assert torch.equal(beyond, candidates[3])
+    for seed in range(8):
+        actor = agent.replace(rng=random.key(seed))
+        action, _ = actor.sample_implicit_policy(observation)
+        _, candidates, _ = actor.propose(observation[None])
+        assert (action == candidates).all(-1).any()
+
+
 # --- Updates -------------------------------------------------------------------------------------
 
 

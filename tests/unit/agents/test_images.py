@@ -269,6 +269,7 @@ def test_states_are_refused():
     [
         ({'encoder': 'impala'}, "encoder must be one of d4pg, resnet, not 'impala'"),
         ({'cnn_strides': (2,)}, r'cnn_strides=\(2,\) must have one entry per layer'),
+        ({'cnn_filters': (3,)}, r'cnn_filters=\(3,\) and .* must have one entry per layer'),
         ({'cnn_padding': 'CIRCULAR'}, "cnn_padding must be VALID or SAME, not 'CIRCULAR'"),
         ({'pixel_keys': ()}, 'pixel_keys is empty'),
         ({'pixel_keys': ('wrist',)}, "observations have no 'wrist'; they have pixels"),
@@ -279,6 +280,13 @@ def test_states_are_refused():
 def test_bad_configs_are_refused(name, overrides, message):
     with pytest.raises(ValueError, match=message):
         make_agent(name, **overrides)
+
+
+@pytest.mark.parametrize('name', ['drq', 'pixel_bc'])
+def test_windows_beyond_the_last_layer_are_left_out(name):
+    agent, same = make_agent(name), make_agent(name, cnn_filters=(3, 3, 20, 1))
+    for x, y in zip(trees.leaves(agent.actor.params), trees.leaves(same.actor.params), strict=True):
+        assert torch.equal(x, y)
 
 
 def test_fewer_depths_than_cameras_are_refused():

@@ -109,9 +109,9 @@ def test_every_dtype_and_shape_is_kept(tmp_path, dtype, shape):
 
 
 def test_empty_tensors_with_strides_of_zero_are_kept(tmp_path):
-    tree = {'x': torch.empty(1).as_strided((0, 4), (0, 0))}
-    save_tree(tmp_path / 'tree.safetensors', tree)
-    assert load_tree(tmp_path / 'tree.safetensors', like=tree)['x'].shape == (0, 4)
+    tree = {'leaf': torch.empty(1).as_strided((0, 4), (0, 0))}
+    checkpoint.save_tree(tmp_path / 'x', tree)
+    assert_same_tree(checkpoint.load_tree(tmp_path / 'x', like=tree), tree)
 
 
 def test_views_transposes_and_shared_tensors_are_written_apart(tmp_path):
