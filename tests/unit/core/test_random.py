@@ -191,7 +191,11 @@ def test_uniform_between_tensors(bounds):
     low, high = bounds
     ours = [torch.from_numpy(b) if isinstance(b, np.ndarray) else b for b in bounds]
     expected = jax.random.uniform(JAX_KEY, (50, 4), minval=low, maxval=high)
-    assert_equal(random.uniform(KEY, (50, 4), *ours), expected)
+    drawn = random.uniform(KEY, (50, 4), *ours)
+    if jax.__version_info__ < (0, 11):
+        assert_equal(drawn, expected)
+    else:  # XLA contracts the product with the span and the sum, here only
+        np.testing.assert_array_max_ulp(drawn.numpy(), np.asarray(expected), maxulp=1)
 
 
 # Spans that are powers of two, odd, negative, empty and the widest that JAX takes.
