@@ -71,9 +71,11 @@ def make_lanes(make_env, seed: int, num: int, mode: str = 'sync'):
     Returns:
         A `gymnasium.vector.VectorEnv` of `Lane`s.
     """
-    kind = {'sync': SyncVectorEnv, 'async': AsyncVectorEnv}[mode]
     makers = [functools.partial(_make_lane, make_env, seed, i, os.getpid()) for i in range(num)]
-    return kind(makers, autoreset_mode=AutoresetMode.DISABLED)
+    if mode == 'sync':
+        return SyncVectorEnv(makers, autoreset_mode=AutoresetMode.DISABLED)
+    # A copy of this process could not be trusted: it has threads, torch's among them.
+    return AsyncVectorEnv(makers, autoreset_mode=AutoresetMode.DISABLED, context='spawn')
 
 
 def _make_lane(make_env, seed, number, owner):
