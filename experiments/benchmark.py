@@ -43,7 +43,7 @@ class Worker:
 
     Attributes:
         title: what its lines are printed with.
-        start: ``calls`` (first_s, gflop and peak_mib of each) and ``first_update_s``.
+        start: ``calls`` (first_s, peak_mib and, of ours, gflop of each) and ``first_update_s``.
     """
 
     def __init__(self, title: str, module: str, cache: str | None = None, **options):

@@ -112,7 +112,7 @@ def main(_):
             jax.block_until_ready(result if after is agent else (after, result))
             return after
 
-        steps[name] = carry(step, agent), 0
+        steps[name] = carry(step, agent), None
     serve(steps)
 
 

@@ -20,7 +20,7 @@ def define_flags() -> None:
     flags.DEFINE_float('started', 0.0, 'When this process was started, in seconds since 1970.')
 
 
-def serve(steps: dict[str, tuple[Callable[[], None], int]]) -> None:
+def serve(steps: dict[str, tuple[Callable[[], None], Callable[[], int] | None]]) -> None:
     """Make each call once, say how long that took, and then time calls as asked.
 
     Prints lines of JSON: first what is known of each call, and the start's seconds; then, for each
@@ -31,10 +31,13 @@ def serve(steps: dict[str, tuple[Callable[[], None], int]]) -> None:
 
     ready = time.time()
     calls = {}
-    for name, (step, flops) in steps.items():
+    for name, (step, _) in steps.items():
         (first,) = time_calls(step, 1)
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-        calls[name] = {'first_s': first, 'gflop': flops / 1e9, 'peak_mib': peak}
+        calls[name] = {'first_s': first, 'peak_mib': peak}
+    for name, (_, flops) in steps.items():  # last, because it is no part of a start
+        if flops is not None:
+            calls[name]['gflop'] = flops() / 1e9
     # Creation is quick; the first call's own time is what compilation adds.
     start = ready - FLAGS.started + next(iter(calls.values()))['first_s']
     print(json.dumps({'calls': calls, 'first_update_s': start}), flush=True)

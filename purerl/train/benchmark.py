@@ -150,7 +150,7 @@ def prepare(
     utd_ratio: int = 1,
     num_seeds: int = 1,
     only: str = '',
-) -> dict[str, tuple[Callable[[], None], int]]:
+) -> dict[str, tuple[Callable[[], None], Callable[[], int]]]:
     """Create an agent, and a synthetic batch for its calls.
 
     Args:
@@ -158,8 +158,8 @@ def prepare(
         only: name of the one call wanted; all of them if empty.
 
     Returns:
-        For each call: a function that makes it once, going on from its last state, and the number
-        of floating-point operations of its matrix products.
+        For each call: a function that makes it once, going on from its last state, and one that
+        counts the floating-point operations of its matrix products, which takes an eager run.
     """
     native.keep_freed_memory()
     batch = trees.map(torch.from_numpy, synthetic_batch(spec, batch_size * utd_ratio))
@@ -175,5 +175,6 @@ def prepare(
             timed = jit.jit(jit.vmap(call))
             state, inputs = trees.stack(agents), trees.stack([batch] * num_seeds)
         step = carry(lambda s, t=timed, b=inputs: t(s, b)[0], state)
-        prepared[name] = step, num_seeds * count_flops(call, agents[0], batch)
+        flops = lambda c=call: num_seeds * count_flops(c, agents[0], batch)  # noqa: E731
+        prepared[name] = step, flops
     return prepared
