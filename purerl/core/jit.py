@@ -15,9 +15,11 @@ Modes, from `set_mode`, the environment variable ``PURERL_JIT`` or the `mode` ar
 All three return the same results up to float32 rounding.
 """
 
+import collections
 import contextlib
 import functools
 import inspect
+import operator
 import os
 import shutil
 import warnings
@@ -34,6 +36,7 @@ from purerl.core import native, products, trees
 
 MODES = ('inductor', 'trace', 'off')
 _PYTHON_SCALARS = (bool, int, float)
+_NUM_RECENT = 3
 
 grad = torch.func.grad
 
@@ -149,7 +152,7 @@ class CompiledFunction:
             name: p.default for name, p in parameters.items() if p.default is not p.empty
         }
         self._programs: dict = {}
-        self._latest: dict = {}  # by mode and statics: (structure, specs, program)
+        self._recent: dict = {}  # programs used recently, by mode and statics
         unknown = set(self._static) - set(self._names)
         if unknown:
             raise ValueError(f'jit: {fn.__qualname__} has no arguments {sorted(unknown)}')
@@ -176,23 +179,23 @@ class CompiledFunction:
 
     def _find(self, kind, arguments):
         """Return the program for (mode, statics) and such arguments, and their leaves."""
-        treedef, specs, program = self._latest.get(kind, (None, None, None))
-        # Usually the structure is the last call's; taking it apart and hashing it is slow.
-        leaves = None if program is None else trees.flatten_as(treedef, arguments)
-        if leaves is None:
-            program = None
-            leaves, treedef = trees.flatten(arguments)
-        leaves = [_as_tensor(leaf).contiguous() for leaf in leaves]
-        new_specs = tuple([(leaf.shape, leaf.dtype, leaf.device) for leaf in leaves])
-        if program is not None and new_specs == specs:
-            return program, leaves
-        key = (*kind, treedef, new_specs)
+        # Usually structure and shapes are those of a recent call; hashing a structure is slow.
+        recent = self._recent.setdefault(kind, collections.deque(maxlen=_NUM_RECENT))
+        for program in recent:
+            leaves = program.flatten(arguments)
+            if leaves is not None:
+                leaves = _as_contiguous(leaves)
+                if list(map(_spec, leaves)) == program.specs:
+                    return program, leaves
+        leaves, treedef = trees.flatten(arguments)
+        leaves = _as_contiguous(leaves)
+        key = (*kind, treedef, tuple(map(_spec, leaves)))
         program = self._programs.get(key)
         if program is None:
             mode, statics = kind
             program = _Program(self.fn, treedef, dict(statics), leaves, mode)
             self._programs[key] = program
-        self._latest[kind] = (treedef, new_specs, program)
+        recent.appendleft(program)
         return program, leaves
 
     def _split_statics(self, args, kwargs):
@@ -249,6 +252,16 @@ def _as_tensor(leaf):
     )
 
 
+def _as_contiguous(leaves: list) -> list[torch.Tensor]:
+    if not _TENSOR.issuperset(map(type, leaves)):
+        leaves = map(_as_tensor, leaves)
+    return list(map(torch.Tensor.contiguous, leaves))
+
+
+_TENSOR = {torch.Tensor}
+_spec = operator.attrgetter('shape', 'dtype', 'device')
+
+
 def _as_tensors(arguments):
     """Convert the arrays (not the numbers, which may be static) in a tree of arguments."""
     return trees.map(
@@ -258,14 +271,19 @@ def _as_tensors(arguments):
 
 
 class _Program:
-    """One traced function: flat tensors in, the result's tree out."""
+    """One traced function: flat tensors in, the result's tree out.
+
+    Only what it computes is compiled: arguments that it does not use are not handed over, and
+    those that it returns as they are come back from here.
+    """
 
     def __init__(self, fn, treedef, statics, leaves, mode):
-        self._result = None
+        structure = None
 
         def flat(*leaves):
+            nonlocal structure
             args, kwargs = trees.unflatten(treedef, leaves)
-            outputs, self._result = trees.flatten(fn(*args, **kwargs, **statics))
+            outputs, structure = trees.flatten(fn(*args, **kwargs, **statics))
             # Contiguous, as inputs have to be: results often come back as the next call's inputs.
             return [_as_tensor(output).contiguous() for output in outputs]
 
@@ -277,12 +295,46 @@ class _Program:
                     _Settings.deferred.pop()()
             finally:
                 _Settings.tracing = before
-            self._run = compile_graph(graph, leaves, mode)
+            self._used, self._sources = _narrow(graph)
+            self._run = compile_graph(graph, [leaves[i] for i in self._used], mode)
+        self.flatten = trees.flattener(treedef)
+        self.specs = list(map(_spec, leaves))
+        self._unflatten = trees.unflattener(structure)
 
     def __call__(self, leaves):
         with torch.no_grad():
-            outputs = self._run(*leaves)
-        return trees.unflatten(self._result, outputs)
+            computed = self._run(*[leaves[i] for i in self._used])
+        return self._unflatten(
+            [computed[i] if is_computed else leaves[i] for is_computed, i in self._sources]
+        )
+
+
+def _narrow(graph: torch.fx.GraphModule) -> tuple[list[int], list[tuple[bool, int]]]:
+    """Take unused inputs, and outputs that are inputs, out of a graph.
+
+    Returns:
+        The numbers of the inputs that are left, and for each of the former outputs whether the
+        graph computes it, and its number among the new outputs or the former inputs.
+    """
+    graph.graph.eliminate_dead_code()
+    inputs = {node: i for i, node in enumerate(graph.graph.find_nodes(op='placeholder'))}
+    (output,) = graph.graph.find_nodes(op='output')
+    computed, sources = [], []
+    for node in output.args[0]:
+        if node in inputs:
+            sources.append((False, inputs[node]))
+        else:
+            sources.append((True, len(computed)))
+            computed.append(node)
+    output.args = (computed,)
+    used = []
+    for node, i in inputs.items():
+        if node.users:
+            used.append(i)
+        else:
+            graph.graph.erase_node(node)
+    graph.recompile()
+    return used, sources
 
 
 def tracing_mode() -> str | None:

@@ -13,6 +13,7 @@ import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch.utils import _pytree as torch_pytree
 
@@ -93,17 +94,16 @@ def dataclass(cls):
         return children, tuple(getattr(node, name) for name in constant)
 
     def from_children(children, constants):
-        return _build(cls, dynamic, children, constant, constants)
+        return _build(cls, dict(zip((*dynamic, *constant), (*children, *constants), strict=True)))
 
     torch_pytree.register_pytree_node(cls, to_children, from_children)
     return cls
 
 
-def _build(cls, dynamic, children, constant, constants):
+def _build(cls, fields: dict):
     # Not `cls(...)`: a tree of batched tensors or of names need not pass a constructor's checks.
     node = object.__new__(cls)
-    node.__dict__.update(zip(dynamic, children, strict=True))
-    node.__dict__.update(zip(constant, constants, strict=True))
+    node.__dict__.update(fields)
     return node
 
 
@@ -172,56 +172,6 @@ def _flatten_into(node, leaves):
     return (kind, structure, tuple([_flatten_into(child, leaves) for child in children]))
 
 
-def flatten_as(treedef, tree) -> list | None:
-    """Return the leaves of a tree that is expected to have a known structure.
-
-    Args:
-        treedef: from `flatten`.
-        tree: a tree.
-
-    Returns:
-        What `flatten` would return, in a third of its time; None where the tree differs, or may
-        differ: then `flatten` tells.
-    """
-    leaves: list = []
-    return leaves if _collect(treedef, tree, leaves) else None
-
-
-def _collect(treedef, node, leaves) -> bool:
-    if treedef is _LEAF:
-        leaves.append(node)
-        return node is not None and (isinstance(node, torch.Tensor) or _expand(node) is None)
-    kind, structure, children = treedef
-    if kind == 'dict':
-        if type(node) is not dict or len(node) != len(children):
-            return False
-        members, names = node, structure
-    elif kind == 'dataclass':
-        cls, constants = structure
-        if type(node) is not cls:
-            return False
-        members, (names, constant) = node.__dict__, _dataclass_fields[cls]
-        if tuple([members[name] for name in constant]) != constants:
-            return False
-    elif kind == 'none':
-        return node is None
-    else:
-        expected = structure if kind == 'namedtuple' else tuple if kind == 'tuple' else list
-        if type(node) is not expected or len(node) != len(children):
-            return False
-        members, names = node, range(len(children))
-    try:
-        for name, child in zip(names, children, strict=True):
-            member = members[name]
-            if child is _LEAF and type(member) is torch.Tensor:
-                leaves.append(member)
-            elif not _collect(child, member, leaves):
-                return False
-    except KeyError:
-        return False
-    return True
-
-
 def unflatten(treedef, leaves: Sequence):
     """Rebuild the tree that `flatten` took apart.
 
@@ -248,7 +198,7 @@ def _unflatten_from(treedef, leaves: Iterator):
     if kind == 'dataclass':
         cls, constants = structure
         dynamic, constant = _dataclass_fields[cls]
-        return _build(cls, dynamic, nodes, constant, constants)
+        return _build(cls, dict(zip((*dynamic, *constant), (*nodes, *constants), strict=True)))
     if kind == 'tuple':
         return tuple(nodes)
     if kind == 'list':
@@ -256,6 +206,146 @@ def _unflatten_from(treedef, leaves: Iterator):
     if kind == 'namedtuple':
         return structure(*nodes)
     return None
+
+
+# --- Trees of a known structure ------------------------------------------------------------------
+# As straight-line code, made once per structure: five to ten times as fast as walking it.
+
+# What is a leaf at first sight.
+_LEAVES = {torch.Tensor, np.ndarray, bool, int, float}
+
+
+class _Source:
+    """Python source under construction, and the objects that it names."""
+
+    def __init__(self):
+        self.lines: list[str] = []
+        self.objects: dict[str, Any] = {}
+
+    def refer(self, value) -> str:
+        """Return an expression for a value."""
+        name = f'c{len(self.objects)}'
+        self.objects[name] = value
+        return name
+
+    def function(self, argument: str) -> Callable:
+        body = ''.join(f'    {line}\n' for line in self.lines)
+        exec(f'def generated({argument}):\n{body}', self.objects)
+        return self.objects['generated']
+
+
+def flattener(treedef) -> Callable[[Any], list | None]:
+    """Return a function that takes trees of one structure apart, in a tenth of `flatten`'s time.
+
+    Args:
+        treedef: from `flatten`.
+
+    Returns:
+        A function of a tree. It returns what `flatten` would; None where the tree differs, or may
+        differ: then `flatten` tells.
+    """
+    source = _Source()
+    leaves: list[str] = []
+
+    def visit(treedef, node: str):
+        if treedef is _LEAF:
+            leaves.append(node)
+            return
+        kind, structure, children = treedef
+        name = f'n{len(source.lines)}'
+        source.lines.append(f'{name} = {node}')
+        if kind == 'none':
+            expect(f'{name} is None')
+            return
+        if kind == 'dataclass':
+            cls, constants = structure
+            names, constant_names = _dataclass_fields[cls]
+            expect(f'type({name}) is {source.refer(cls)}')
+            source.lines.append(f'{name} = {name}.__dict__')
+            for field, value in zip(constant_names, constants, strict=True):
+                field, value = f'{name}[{field!r}]', source.refer(value)
+                # As tuples compare: what is the same is equal.
+                expect(f'{field} is {value} or {field} == {value}')
+        else:
+            cls = structure if kind == 'namedtuple' else _BUILTIN[kind]
+            names = structure if kind == 'dict' else range(len(children))
+            expect(f'type({name}) is {source.refer(cls)} and len({name}) == {len(children)}')
+        for key, child in zip(names, children, strict=True):
+            visit(child, f'{name}[{_key(source, key)}]')
+
+    def expect(condition):
+        source.lines.append(f'if not ({condition}): return None')
+
+    visit(treedef, 'tree')
+    source.lines.append(f'return [{", ".join(leaves)}]')
+    take_apart = source.function('tree')
+
+    def flatten_known(tree):
+        try:
+            leaves = take_apart(tree)
+        except KeyError:
+            return None
+        return leaves if leaves is not None and _are_leaves(leaves) else None
+
+    return flatten_known
+
+
+def _are_leaves(nodes: list) -> bool:
+    if _LEAVES.issuperset([type(node) for node in nodes]):
+        return True
+    return all(
+        node is not None and (isinstance(node, torch.Tensor) or _expand(node) is None)
+        for node in nodes
+    )
+
+
+_BUILTIN = {'dict': dict, 'list': list, 'tuple': tuple}
+
+
+def unflattener(treedef) -> Callable[[Sequence], Any]:
+    """Return a function that does what `unflatten` does for one structure, in a fifth of its time.
+
+    The function raises ValueError if there are more or fewer leaves than the structure holds.
+    """
+    source = _Source()
+    leaves: list[str] = []
+
+    def visit(treedef) -> str:
+        if treedef is _LEAF:
+            leaves.append(f'l{len(leaves)}')
+            return leaves[-1]
+        kind, structure, children = treedef
+        nodes = [visit(child) for child in children]
+        if kind == 'none':
+            return 'None'
+        if kind == 'dict':
+            return _display(source, structure, nodes)
+        if kind == 'dataclass':
+            cls, constants = structure
+            dynamic, constant = _dataclass_fields[cls]
+            values = [*nodes, *[source.refer(value) for value in constants]]
+            fields = _display(source, (*dynamic, *constant), values)
+            return f'{build}({source.refer(cls)}, {fields})'
+        if kind == 'list':
+            return f'[{", ".join(nodes)}]'
+        name = source.refer(structure) if kind == 'namedtuple' else ''
+        comma = ',' if kind == 'tuple' and nodes else ''
+        return f'{name}({", ".join(nodes)}{comma})'
+
+    build = source.refer(_build)
+    tree = visit(treedef)
+    source.lines.append(f'[{", ".join(leaves)}] = leaves')
+    source.lines.append(f'return {tree}')
+    return source.function('leaves')
+
+
+def _key(source, key) -> str:
+    return repr(key) if type(key) in (str, int) else source.refer(key)
+
+
+def _display(source, keys, values: list[str]) -> str:
+    entries = [f'{_key(source, key)}: {value}' for key, value in zip(keys, values, strict=True)]
+    return f'{{{", ".join(entries)}}}'
 
 
 def leaves(tree) -> list:

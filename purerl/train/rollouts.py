@@ -134,11 +134,12 @@ def imagine(
         observations: where to start, one array (B, ...) per seed.
         config: the agent's, with `num_model_rollout_steps`.
     """
+    advances = config.get('advance_model_rollouts', False)
     for _ in range(config['num_model_rollout_steps']):
         keys = stack([rollout.next_key() for rollout in rollouts])
         results = trees.map(to_numpy, step(agent, keys, stack(observations)))
         results = unstack(results, len(rollouts))
         for rollout, transitions in zip(rollouts, results, strict=True):
             rollout.remember(transitions)
-        if config.get('advance_model_rollouts', False):
+        if advances:
             observations = [transitions['next_observations'] for transitions in results]

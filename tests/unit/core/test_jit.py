@@ -124,6 +124,18 @@ def test_nothing_to_compute(caplog):
     assert 'artifact' not in caplog.text
 
 
+@pytest.mark.parametrize('mode', MODES)
+def test_only_what_is_computed_is_compiled(mode):
+    used, unused = X.clone(), X.clone()
+    fn = jit(lambda tree: {'new': 2 * tree['used'], 'old': tree, 'row': tree['used'][0]}, mode=mode)
+    for factor in (1, 3):  # a first call and one of the program
+        tree = {'used': factor * used, 'unused': factor * unused}
+        result = fn(tree)
+        assert torch.equal(result['new'], 2 * factor * X)
+        assert torch.equal(result['row'], factor * X[0])
+        assert all(result['old'][name] is tree[name] for name in tree)
+
+
 def test_named_arguments_are_another_structure_as_in_jax():
     fn = jit(lambda x, y: x - y, mode='trace')
     for call in (lambda: fn(2 * X, X), lambda: fn(2 * X, y=X), lambda: fn(y=X, x=2 * X)) * 2:

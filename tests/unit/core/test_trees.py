@@ -86,16 +86,29 @@ def test_round_trip(name):
 
 
 @pytest.mark.parametrize('name', TREES)
+def test_unflattener_rebuilds_what_unflatten_would(name):
+    leaves, treedef = trees.flatten(TREES[name](Node))
+    rebuild = trees.unflattener(treedef)
+    again = rebuild(leaves)
+    assert trees.flatten(again) == (leaves, treedef)
+    assert again == trees.unflatten(treedef, leaves) or name in ('dataclass', 'everything')
+    for wrong in (leaves[:-1], [*leaves, 0]):
+        if wrong != leaves:
+            with pytest.raises(ValueError):
+                rebuild(wrong)
+
+
+@pytest.mark.parametrize('name', TREES)
 @pytest.mark.parametrize('expected', TREES)
-def test_flatten_as_tells_what_flatten_would(name, expected):
+def test_flattener_tells_what_flatten_would(name, expected):
     tree = TREES[name](Node)
     leaves, treedef = trees.flatten(tree)
     expected_treedef = trees.structure(TREES[expected](Node))
-    as_expected = trees.flatten_as(expected_treedef, tree)
+    as_expected = trees.flattener(expected_treedef)(tree)
     assert as_expected == (leaves if treedef == expected_treedef else None)
 
 
-def test_flatten_as_sees_every_difference():
+def test_flattener_sees_every_difference():
     tree = {'a': Node(torch.zeros(2), (1, [2]), name='n'), 'b': Point(3, None)}
     treedef = trees.structure(tree)
     node, point = tree['a'], tree['b']
@@ -111,9 +124,9 @@ def test_flatten_as_sees_every_difference():
         {'a': node},
         OrderedDict(tree),  # an equal structure, but not one that is expected
     ]
-    assert trees.flatten_as(treedef, tree) == trees.leaves(tree)
+    assert trees.flattener(treedef)(tree) == trees.leaves(tree)
     for other in others:
-        assert trees.flatten_as(treedef, other) is None
+        assert trees.flattener(treedef)(other) is None
 
 
 def test_structures_differ():
