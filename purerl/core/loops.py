@@ -164,15 +164,22 @@ def _trace(flat, specs):
 
 
 @functools.cache
-def _program(name: str, specs: tuple) -> Callable:
-    """Compile a body for its leaves' shapes."""
+def _program(name: str) -> Callable:
+    """Compile a body."""
     plain, *mapped = name.split('|')
     graph = flat = _GRAPHS[plain]
+    specs = _specs([node.meta['val'] for node in graph.graph.find_nodes(op='placeholder')])
+    for dims in mapped:
+        size, _, flags = dims.partition(':')
+        in_dims = tuple([None if flag == '-' else 0 for flag in flags.split(',')])
+        flat = torch.func.vmap(flat, in_dims=in_dims)
+        specs = tuple(
+            [
+                (shape if dim is None else (int(size), *shape), *rest)
+                for dim, (shape, *rest) in zip(in_dims, specs, strict=True)
+            ]
+        )
     if mapped:
-        for dims in mapped:
-            flags = dims.partition(':')[2].split(',')
-            in_dims = tuple([None if flag == '-' else 0 for flag in flags])
-            flat = torch.func.vmap(flat, in_dims=in_dims)
         graph = _trace(lambda *args: [output.contiguous() for output in flat(*args)], specs)
     return compile_graph(graph, _examples(specs), plain.partition(':')[0])
 
@@ -186,10 +193,10 @@ def _results(name):
     return _examples([((*sizes, *shape), *rest) for shape, *rest in specs])
 
 
-def _compile_later(name, leaves):
+def _compile_later(name):
     if tracing_mode() is not None:
         # Here nothing is transformed any more, and while the program runs nothing can be traced.
-        after_tracing(functools.partial(_program, name, _specs(leaves)))
+        after_tracing(functools.partial(_program, name))
 
 
 def _mapped(name, size, dims):
@@ -215,7 +222,7 @@ def _fori(
     # Contiguous, as the body was compiled for; clones, since outputs must not alias inputs.
     carry = [leaf.clone(memory_format=torch.contiguous_format) for leaf in leaves[:num_carry]]
     operands = [leaf.contiguous() for leaf in leaves[num_carry:]]
-    run = _program(name, _specs([_INDEX, *leaves]))
+    run = _program(name)
     for i in range(num):
         carry = list(run(torch.tensor(i), *carry, *operands))
     return carry
@@ -223,7 +230,7 @@ def _fori(
 
 @_fori.register_fake
 def _(name, num, num_carry, leaves):
-    _compile_later(name, [_INDEX, *leaves])
+    _compile_later(name)
     return [
         torch.empty_like(leaf, memory_format=torch.contiguous_format) for leaf in leaves[:num_carry]
     ]
@@ -247,10 +254,9 @@ def _(info, in_dims, name, num, num_carry, leaves):
 def _cond(
     name: str, other: str, predicate: torch.Tensor, leaves: Sequence[torch.Tensor]
 ) -> list[torch.Tensor]:
-    inputs = [leaf.contiguous() for leaf in leaves]
-    outputs = _program(name if predicate else other, _specs(leaves))(*inputs)
+    outputs = _program(name if predicate else other)(*[leaf.contiguous() for leaf in leaves])
     # Outputs must alias neither inputs nor each other.
-    taken = {leaf.untyped_storage().data_ptr() for leaf in (*leaves, *inputs)}
+    taken = {leaf.untyped_storage().data_ptr() for leaf in leaves}
     own = []
     for output in outputs:
         own.append(output.clone() if output.untyped_storage().data_ptr() in taken else output)
@@ -261,7 +267,7 @@ def _cond(
 @_cond.register_fake
 def _(name, other, predicate, leaves):
     for branch in (name, other):
-        _compile_later(branch, leaves)
+        _compile_later(branch)
     return _results(name)
 
 

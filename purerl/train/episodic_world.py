@@ -98,7 +98,7 @@ class World:
             RunError: for a reward that is not finite, or an episode that does not end.
         """
         actions = np.reshape(actions, self.envs.action_space.shape)
-        following, rewards, terminations, truncations, infos = self.envs.step(actions)
+        following, rewards, terminations, truncations, infos = self._step(actions)
         masks = self._masks(terminations, truncations)
         ended, episodes = terminations | truncations, []
         if self._images and self.settings.env_type == 'normal':
@@ -120,6 +120,16 @@ class World:
         if ended.any():
             self.observations, _ = self.envs.reset(options={'reset_mask': ended})
         return episodes
+
+    def _step(self, actions):
+        try:
+            return self.envs.step(actions)
+        except (EOFError, ConnectionError) as error:
+            raise RunError(
+                f'{self.settings.env_name}, step {self.steps}: the process of one of the '
+                f'{self.settings.num_envs} environments has ended, perhaps for want of memory. '
+                'The same command with --resume goes on from the last checkpoint'
+            ) from error
 
     def _masks(self, terminations, truncations):
         ends = terminations | truncations if self._images else terminations & ~truncations

@@ -12,7 +12,7 @@ from experiments import rrd as launcher
 from purerl.core import jit, trees
 from purerl.core.checkpoint import latest_step
 from purerl.envs.episodic import make_episodic, options_of
-from purerl.train import episodic
+from purerl.train import episodic, episodic_world
 from purerl.train.config import RunError, load_agent
 from purerl.train.episodic_lanes import lane_seed
 from purerl.train.load_run import load_run
@@ -255,6 +255,18 @@ def test_killed_runs_of_several_environments_go_on_bit_for_bit(tmp_path, monkeyp
     assert latest_step(tmp_path / 'killed/run/checkpoints') in (30, 36)
     run(tmp_path / 'killed', **LANES[name], vectorization_mode=mode, resume=True)
     assert contents(tmp_path / 'killed/run') == whole
+
+
+def test_an_environment_whose_process_is_killed_ends_the_run_with_one_error(tmp_path, monkeypatch):
+    made = []
+    make_lanes = episodic_world.make_lanes
+    monkeypatch.setattr(
+        episodic_world, 'make_lanes', lambda *args: made.append(make_lanes(*args)) or made[-1]
+    )
+    monkeypatch.setattr(episodic_world.World, 'count', lambda *_: made[0].processes[1].kill())
+    flags = {'basis_alg': 'dqn', 'env': 'CartPole-v1', 'num_envs': 2, 'timesteps': 12}
+    with pytest.raises(RunError, match='CartPole-v1, step [0-9]+: the process of one of the 2'):
+        run(tmp_path, **flags, warmup=12, vectorization_mode='async')
 
 
 def test_steps_and_updates_do_not_depend_on_the_number_of_environments(tmp_path):
