@@ -25,12 +25,20 @@ def to_torch(tree):
     return jax.tree.map(lambda x: torch.from_numpy(np.array(x)), tree)
 
 
+def assert_same_values(ours, theirs, name=''):
+    """The same bits, with the versions of JAX whose XLA rounds normals as the recordings' did."""
+    if (0, 7) <= jax.__version_info__ < (0, 11):
+        np.testing.assert_array_equal(ours, theirs, err_msg=name)
+    else:
+        np.testing.assert_allclose(ours, theirs, rtol=3e-7, atol=0, err_msg=name)
+
+
 def assert_same_params(ours, theirs):
-    """The same names and the same values, bit for bit."""
+    """The same names and the same values."""
     ours, theirs = flat(ours), flat(theirs)
     assert sorted(ours) == sorted(theirs)
     for path, value in theirs.items():
-        np.testing.assert_array_equal(ours[path], value, err_msg=path)
+        assert_same_values(ours[path], value, path)
 
 
 def close(ours, theirs, rtol=RTOL):
@@ -339,7 +347,7 @@ def test_initializers(name, shape):
     expected = np.asarray(theirs(jax.random.PRNGKey(11), shape))
     result = ours(random.key(11), shape).numpy()
     assert result.dtype == expected.dtype
-    np.testing.assert_array_equal(result, expected)
+    assert_same_values(result, expected)
 
 
 @pytest.mark.parametrize('shape', [(6, 4), (4, 6), (5, 5), (3, 3, 2, 8), (1, 1, 2, 8)], ids=str)

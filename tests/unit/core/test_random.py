@@ -3,6 +3,7 @@
 import random as python_random
 
 import jax
+import jax.experimental
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -16,6 +17,9 @@ MASK = 0xFFFFFFFF
 # The words of a key: the ends of the range, the sign bit, and others.
 KEYS = [(0, 0), (0, 1), (0, 42), (MASK, MASK), (2**31, 2**31 - 1), (123456789, 3987654321)]
 SHAPES = [(), (0,), (1,), (7,), (3, 5), (70000,)]
+OLD = jax.__version_info__ < (0, 7)  # the last versions for Python 3.10
+ULPS = 3 if OLD else 1  # their XLA rounds the inverse error function differently
+enable_x64 = jax.experimental.enable_x64 if OLD else jax.enable_x64
 KEY, JAX_KEY = torch.tensor([7, 2**31 + 5]), jnp.array([7, 2**31 + 5], jnp.uint32)
 WEIGHTS = np.array([0.1, 0.2, 0.3, 0.4], np.float32)
 LOGITS = np.random.RandomState(0).standard_normal((3, 4, 5)).astype(np.float32)
@@ -151,7 +155,7 @@ def test_floats(name, shape):
         assert ours.dtype == torch.float32
         assert tuple(ours.shape) == theirs.shape
         distance = ulps(ours.numpy(), theirs)
-        assert distance.max(initial=0) <= 1
+        assert distance.max(initial=0) <= ULPS
         unequal, total = unequal + np.count_nonzero(distance), total + distance.size
     assert unequal <= total // 100
 
@@ -161,7 +165,7 @@ def test_floats(name, shape):
 def test_bits(width, shape):
     for words in KEYS:
         key, jax_key = keys_of(words)
-        with jax.enable_x64(True):
+        with enable_x64(True):
             expected = jax.random.bits(jax_key, shape, dtype=f'uint{width}')
         assert_equal(random.bits(key, shape, width), expected)
 
@@ -212,7 +216,7 @@ def test_randint(low, high):
     for words in KEYS:
         key, jax_key = keys_of(words)
         for shape in ((), (7,), (3, 5)) if words == KEYS[0] else ((1000,),):
-            with jax.enable_x64(wide):
+            with enable_x64(wide):
                 expected = jax.random.randint(jax_key, shape, low, high, jnp.int32)
             ours = random.randint(key, shape, low, high)
             assert_equal(ours, expected)
@@ -325,8 +329,8 @@ def test_elementary_functions_are_those_of_xla():
     for ours, theirs, values in cases:
         expected = np.asarray(theirs(values))
         result = ours(torch.from_numpy(values))
-        # One ulp as above; infinities (erfinv and log at their ends) have to match as they are.
-        assert ulps(result.numpy(), expected).max() <= 1
+        # As above; infinities (erfinv and log at their ends) have to match as they are.
+        assert ulps(result.numpy(), expected).max() <= ULPS
     # 0-d and non-contiguous tensors.
     assert random._erfinv(torch.tensor(0.5)).shape == ()
     square = torch.rand(3, 4, generator=random.generator(KEY))
