@@ -195,7 +195,8 @@ class CompiledFunction:
             mode, statics = kind
             program = _Program(self.fn, treedef, dict(statics), leaves, mode)
             self._programs[key] = program
-        recent.appendleft(program)
+        if program not in recent:
+            recent.appendleft(program)
         return program, leaves
 
     def _split_statics(self, args, kwargs):
@@ -252,14 +253,14 @@ def _as_tensor(leaf):
     )
 
 
+_TENSOR = {torch.Tensor}
+_spec = operator.attrgetter('shape', 'dtype', 'device')
+
+
 def _as_contiguous(leaves: list) -> list[torch.Tensor]:
     if not _TENSOR.issuperset(map(type, leaves)):
         leaves = map(_as_tensor, leaves)
     return list(map(torch.Tensor.contiguous, leaves))
-
-
-_TENSOR = {torch.Tensor}
-_spec = operator.attrgetter('shape', 'dtype', 'device')
 
 
 def _as_tensors(arguments):

@@ -5,6 +5,8 @@ and an unfinished episode of its own. Steps are counted in environments, lane by
 enter the replay buffer in the order in which they end.
 """
 
+import contextlib
+
 import numpy as np
 
 from purerl.core import random
@@ -98,7 +100,8 @@ class World:
             RunError: for a reward that is not finite, or an episode that does not end.
         """
         actions = np.reshape(actions, self.envs.action_space.shape)
-        following, rewards, terminations, truncations, infos = self._step(actions)
+        with self._watching():
+            following, rewards, terminations, truncations, infos = self.envs.step(actions)
         masks = self._masks(terminations, truncations)
         ended, episodes = terminations | truncations, []
         if self._images and self.settings.env_type == 'normal':
@@ -118,12 +121,15 @@ class World:
                 episodes.append((self.steps, _of_lane(infos['episode'], lane)))
         self.observations = following
         if ended.any():
-            self.observations, _ = self.envs.reset(options={'reset_mask': ended})
+            with self._watching():
+                self.observations, _ = self.envs.reset(options={'reset_mask': ended})
         return episodes
 
-    def _step(self, actions):
+    @contextlib.contextmanager
+    def _watching(self):
+        """Say so if an environment's process has ended."""
         try:
-            return self.envs.step(actions)
+            yield
         except (EOFError, ConnectionError) as error:
             raise RunError(
                 f'{self.settings.env_name}, step {self.steps}: the process of one of the '
@@ -185,8 +191,10 @@ class World:
 
     def state(self) -> dict:
         """Return everything that `set_state` needs to go on bit for bit."""
+        with self._watching():
+            lanes = list(self.envs.call('snapshot'))
         return {
-            'lanes': list(self.envs.call('snapshot')),
+            'lanes': lanes,
             'test_env': take_snapshots({'test_env': self.test_env}),
             'buffer': self.buffer.state_dict(),
             'stream': self.stream.get_state(legacy=False),

@@ -26,7 +26,10 @@ def to_torch(tree):
 
 
 def assert_same_values(ours, theirs, name=''):
-    """The same bits, with the versions of JAX whose XLA rounds normals as the recordings' did."""
+    """The same bits, with the versions of JAX that round initial values as the recordings' did.
+
+    Before 0.7 the inverse error function differs, from 0.11 on an initialiser's products.
+    """
     if (0, 7) <= jax.__version_info__ < (0, 11):
         np.testing.assert_array_equal(ours, theirs, err_msg=name)
     else:
