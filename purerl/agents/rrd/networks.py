@@ -65,16 +65,15 @@ class Value(nn.Module):
 
 
 class TwinValue(nn.Module):
-    """Two critics; outputs (2, B)."""
+    """Two critics; outputs (2, B), or the first one's alone, (B,)."""
 
     def __init__(self, hidden_dims: Sequence[int]):
         super().__init__()
         self.value_1, self.value_2 = Value(hidden_dims), Value(hidden_dims)
 
-    def forward(self, observations, actions):
-        return torch.stack(
-            [self.value_1(observations, actions), self.value_2(observations, actions)]
-        )
+    def forward(self, observations, actions, only_first=False):
+        first = self.value_1(observations, actions)
+        return first if only_first else torch.stack([first, self.value_2(observations, actions)])
 
 
 class LogTemperature(nn.Module):

@@ -68,7 +68,7 @@ class TD3Agent:
         """The first critic's value of the policy's actions, negated."""
         observations = self.normalize(batch['observations'])
         actions = torch.tanh(self.actor(observations, params=params))
-        actor_loss = -self.critic(observations, actions)[0].mean()
+        actor_loss = -self.critic(observations, actions, only_first=True).mean()
         return actor_loss, {'actor_loss': actor_loss}
 
     @jit
