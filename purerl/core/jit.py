@@ -304,8 +304,8 @@ class _Program:
         # One call checks all that `_specs` says, in a tenth of the time.
         self._guards = TensorGuards(
             *leaves,
-            dynamic_dims_sizes=[[None] * leaf.ndim for leaf in leaves],
-            dynamic_dims_strides=[[None] * leaf.ndim for leaf in leaves],
+            dynamic_dims_sizes=[list(leaf.shape) for leaf in leaves],
+            dynamic_dims_strides=[list(leaf.stride()) for leaf in leaves],
         )
         self._unflatten = trees.unflattener(structure)
 
