@@ -209,6 +209,33 @@ def is_wide(config: Mapping) -> bool:
     )
 
 
+_COUNTS = (
+    'batch_size',
+    'latent_dim',
+    'model_buffer_size',
+    'actor_freq',
+    'actor_delay',
+    'policy_delay',
+    'train_target',
+)
+_WIDTHS = ('hidden_dims', 'cnn_features', 'conv_features')
+
+
+def check_config(agent: Agent) -> None:
+    """Refuse numbers of rows, steps or units that no agent can have.
+
+    Raises:
+        RunError: for the first one.
+    """
+    for key, value in agent.config.items():
+        counts = key in _COUNTS or key.startswith('num_')
+        if counts and value is not None and value < 1:
+            raise RunError(f'agent.{key} must be at least 1, not {value}')
+        widths = value if key.endswith(_WIDTHS) else ()
+        if not all(isinstance(width, int) and width >= 1 for width in widths):
+            raise RunError(f'agent.{key} must be positive integers, not {value}')
+
+
 # --- Settings --------------------------------------------------------------------------------
 
 

@@ -54,7 +54,7 @@ from purerl.train.loop import (
 )
 from purerl.train.phases import by_frames, load_phases, normalization
 from purerl.train.rollouts import ModelRollouts, imagine, model_step
-from purerl.train.run import Run, RunSettings, create_agents
+from purerl.train.run import Run, RunSettings, create_agents, read_json
 from purerl.train.seeds import over_seeds, stack, unstack
 
 PROVIDED = frozenset({'next_actions', 'goals', 'augmentations', 'model_rollouts'})
@@ -65,6 +65,7 @@ _ENTRIES = {
     'actor_goals': 'goals',
     'aug1_observations': 'augmentations',
 }
+_TASK_ENTRIES = ('rewards', 'masks')
 _FLAT_ENCODERS = (None, 'mlp')
 _REHEARSAL_ROWS = 2
 _METHODS = ('pretrain', 'finetune', 'pretraining_loss', 'finetuning_loss', 'sample_actions')
@@ -151,7 +152,9 @@ class World:
     def inference_batch(self, data, batch_size: int, num: int) -> dict:
         """Draw the `num` transitions from which a latent is inferred."""
         batches = [data.sample(batch_size, self.stream) for _ in range(-(-num // batch_size))]
-        keys = [key for key in batches[0] if not key.startswith('observation_')]
+        # With 0 < p_aug < 1 only some have augmented copies, which no latent is inferred from.
+        shared = set.intersection(*(set(batch) for batch in batches))
+        keys = [key for key in batches[0] if key in shared and not key.startswith('observation_')]
         return {key: np.concatenate([batch[key] for batch in batches])[:num] for key in keys}
 
     def evaluate(self, agent, data, step: int) -> tuple[dict, list]:
@@ -222,8 +225,12 @@ def _check_agent(agent, settings):
             f'{agent.path} needs {", ".join(sorted(unknown))}; this loop provides '
             f'{", ".join(sorted(PROVIDED))}'
         )
-    if settings.num_seeds > 1 and settings.p_aug not in (None, 0.0, 1.0):
-        raise RunError('with num_seeds, all seeds augment at once: p_aug must be 0 or 1')
+    sometimes = settings.p_aug not in (None, 0.0, 1.0) and not settings.inplace_aug
+    if settings.num_seeds > 1 and sometimes:
+        raise RunError(
+            "with num_seeds, all seeds' batches must have the same entries: set --p_aug=1 or "
+            '--inplace_aug'
+        )
 
 
 def _check_encoder(agent, observations):
@@ -238,15 +245,18 @@ def _check_encoder(agent, observations):
     if len(shape) == 1 and not flat:
         raise RunError(
             f'the observations are vectors of {shape[0]} numbers, which agent.encoder={encoder} '
-            'does not read: leave --agent.encoder out, or choose mlp'
+            'does not read: choose --agent.encoder=mlp, or a config without an encoder'
         )
 
 
 def _rehearse(agent_file, agent, phases, settings):
     """Compute the losses of a few rows, uncompiled: what does not fit is found before the run."""
     steps = {'pretraining': settings.pretraining_steps, 'finetuning': settings.finetuning_steps}
+    rows = agent_file.config['batch_size']
+    # A restored agent may have values that only fit batches of the size that they come from.
+    if settings.restore_path is None or not hasattr(agent, 'changes_shape'):
+        rows = min(_REHEARSAL_ROWS, rows)
     for phase, data in phases.items():
-        rows = min(_REHEARSAL_ROWS, agent_file.config['batch_size'])
         batch = data.train.sample(rows, np.random.RandomState(0))
         try:
             if steps[phase]:
@@ -274,9 +284,12 @@ def _misfit(agent_class, batch, error) -> str | None:
     message = str(error)
     wanted = [entry for entry in _ENTRIES if entry in message and entry not in batch]
     if isinstance(error, KeyError):
+        lacks = f'the batch lacks {error} (it has {", ".join(batch)})'
+        if error.args[0] in _TASK_ENTRIES and error.args[0] not in batch:
+            return f'{lacks}: choose data that have them, or a single-task --env_name'
         if not wanted:
             return None
-        message = f'the batch lacks {error} (it has {", ".join(batch)})'
+        message = lacks
     if not wanted:
         return message
     needs = ', '.join(repr(_ENTRIES[entry]) for entry in wanted)
@@ -311,16 +324,18 @@ def _check_shapes(env, data, settings):
             )
 
 
-def restore_agent(agent, path: str, epoch: int | None):
+def restore_agent(agent, path: str, epoch: int | None, seed: int = 0):
     """Return an agent with the values of another run's.
 
     Args:
         agent: an agent of the same algorithm and sizes.
         path: a run's folder, or one with the original's ``params_<epoch>.pkl``; may be a pattern.
         epoch: the step; None for the latest (of a run's folder).
+        seed: whose agent to take of a run with several seeds.
 
     Raises:
-        RunError: if the pattern matches none or several.
+        RunError: if the pattern matches none or several, or the run has several seeds, but not
+            this one.
         CheckpointError: if there is no such checkpoint, or it does not fit.
     """
     matches = sorted(glob.glob(str(Path(path).expanduser())))
@@ -331,7 +346,17 @@ def restore_agent(agent, path: str, epoch: int | None):
     if pickled.exists():
         return restore_flax(agent, load_flax(pickled))
     checkpoints = folder / 'checkpoints'
-    return load_checkpoint(checkpoints if checkpoints.is_dir() else folder, epoch, like=agent)[0]
+    if not checkpoints.is_dir():
+        return load_checkpoint(folder, epoch, like=agent)[0]
+    flags = read_json(folder / 'flags.json')
+    num = flags['num_seeds']
+    members = unstack(load_checkpoint(checkpoints, epoch, like=stack([agent] * num))[0], num)
+    if num == 1:
+        return members[0]
+    seeds = range(flags['seed'], flags['seed'] + num)
+    if seed not in seeds:
+        raise RunError(f'restore_path={path} has seeds {seeds[0]} to {seeds[-1]}, but not {seed}')
+    return members[seed - seeds[0]]
 
 
 # --- Training --------------------------------------------------------------------------------
@@ -364,14 +389,17 @@ def train(agent: Agent, settings: Settings) -> dict:
         example = {key: torch.from_numpy(examples[0][key]) for key in ('observations', 'actions')}
         _check_encoder(agent, example['observations'])
         agents = create_agents(agent, settings.seeds, example)
+        if settings.restore_path is not None and not run.start:
+            path, epoch = settings.restore_path, settings.restore_epoch
+            agents = [
+                restore_agent(member, path, epoch, seed)
+                for member, seed in zip(agents, settings.seeds, strict=True)
+            ]
         _rehearse(agent, agents[0], phases, settings)
         if 'model_rollouts' in agent.needs:
             batch = phases['finetuning'].train.sample(1, np.random.RandomState(0))
             for world, seed in zip(worlds, settings.seeds, strict=True):
                 world.rollouts = ModelRollouts(batch, agent.config, seed)
-        if settings.restore_path is not None and not run.start:
-            path, epoch = settings.restore_path, settings.restore_epoch
-            agents = [restore_agent(member, path, epoch) for member in agents]
         run.begin(settings.total_steps, settings.total_steps, example)
         with run:
             return _loop(run, agent, settings, worlds, phases, agents)

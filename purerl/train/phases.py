@@ -10,6 +10,7 @@ from purerl.core import trees
 from purerl.data import exorl
 from purerl.data.check import DatasetError
 from purerl.data.dataset import Dataset
+from purerl.data.episodes import episode_ends
 from purerl.data.goals import GCDataset
 from purerl.data.load import load_dataset
 from purerl.envs import dmc
@@ -97,6 +98,8 @@ def _check_rewards(data):
 
 
 def _dataset(agent, settings, arrays, size, name):
+    if 'goals' in agent.needs:
+        _check_first_episode(arrays, size, name)
     dataset = Dataset(
         trees.map(lambda array: array[:size], arrays),
         name=name,
@@ -119,6 +122,17 @@ def _dataset(agent, settings, arrays, size, name):
     # The sampler of goals is told with the agent's config how data comes.
     as_data = {'p_aug': settings.p_aug, 'frame_stack': settings.frame_stack}
     return GCDataset(dataset, {**agent.config, **as_data})
+
+
+def _check_first_episode(arrays, size, name):
+    """Refuse to cut a dataset off before its first episode ends."""
+    ends = np.flatnonzero(episode_ends(arrays, name))
+    if len(ends) and ends[0] >= size:
+        raise RunError(
+            f'{name}: its first episode has {ends[0] + 1} transitions, but only {size} are taken, '
+            'without an end that goals could be drawn up to: raise --pretraining_size and '
+            '--finetuning_size'
+        )
 
 
 def _check_same_shapes(phases):

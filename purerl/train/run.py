@@ -31,7 +31,7 @@ from purerl.core.checkpoint import (
     replacing,
     save_checkpoint,
 )
-from purerl.train.config import Agent, RunError, find_file, is_wide, setting
+from purerl.train.config import Agent, RunError, check_config, find_file, is_wide, setting
 from purerl.train.logging import RunLogger, Wandb
 
 _FILES = (
@@ -114,8 +114,10 @@ class Run:
 
         Raises:
             RunError: if there is an earlier run in the folder, and neither resume nor overwrite
-                was asked for; or if it was started with other settings.
+                was asked for; if it was started with other settings; or if the agent's config has
+                a number that no agent can have.
         """
+        check_config(agent)
         self.loop = loop
         self.agent = agent
         self.settings = settings

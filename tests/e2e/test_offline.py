@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import json
+import types
 
 import numpy as np
 import pytest
@@ -21,7 +22,7 @@ from purerl.train import loop, offline, phases
 from purerl.train.collect import collect
 from purerl.train.config import ROOT, RunError, load_agent
 from purerl.train.plotting import read_csv
-from purerl.train.seeds import stack
+from purerl.train.seeds import stack, unstack
 
 SMALL = {'actor_hidden_dims': (8,), 'value_hidden_dims': (8,), 'batch_size': 8, 'actor_freq': 2}
 FLAGS = {
@@ -197,6 +198,19 @@ def test_restoring_another_runs_agent(tmp_path, dataset):
         offline.restore_agent(agent, str(tmp_path / 'nothing'), None)
 
 
+def test_restoring_the_agents_of_several_seeds(tmp_path, dataset):
+    run(tmp_path, dataset, pretraining_steps=1, finetuning_steps=0, num_seeds=2)
+    like = stack([new_agent(0), new_agent(0)])
+    members = unstack(saved_agent(tmp_path, like), 2)
+    for seed, member in zip((5, 6), members, strict=True):
+        restored = offline.restore_agent(new_agent(0), str(tmp_path / 'run'), None, seed)
+        assert all(trees.leaves(trees.map(torch.equal, member, restored)))
+    flags = {'restore_path': tmp_path / 'run', 'finetuning_steps': 0, 'run_name': 'next'}
+    run(tmp_path, dataset, num_seeds=2, **flags)
+    with pytest.raises(RunError, match='has seeds 5 to 6, but not 7'):
+        run(tmp_path, dataset, seed=7, overwrite=True, **flags)
+
+
 def test_evaluating_a_run_needs_no_dataset(tmp_path, dataset):
     run(tmp_path, dataset)
     moved = dataset.rename(dataset.with_name('away.hdf5'))
@@ -219,6 +233,14 @@ def test_evaluating_a_run_needs_no_dataset(tmp_path, dataset):
         ({'env_name': 'Acrobot-v1'}, RunError, 'Discrete'),
         ({'obs_norm_type': 'max'}, RunError, 'obs_norm_type'),
         ({'agent.alpha_actr': 1}, RunError, "did you mean 'alpha_actor'"),
+        ({'agent.batch_size': 0}, RunError, 'agent.batch_size must be at least 1, not 0'),
+        ({'agent.actor_freq': 0}, RunError, 'agent.actor_freq must be at least 1, not 0'),
+        ({'agent.value_hidden_dims': '8,0'}, RunError, 'agent.value_hidden_dims must be positive'),
+        (
+            {'num_seeds': 2, 'p_aug': 0.5, 'inplace_aug': False},
+            RunError,
+            'set --p_aug=1 or --inplace_aug',
+        ),
     ],
 )
 def test_mistakes_stop_before_anything_is_written(tmp_path, dataset, changes, error, message):
@@ -285,7 +307,7 @@ def test_datasets_of_two_environments_are_refused(tmp_path, dataset):
 @pytest.mark.parametrize(
     ('agent', 'changes', 'message'),
     [
-        ('rebrac', {'encoder': 'impala_debug'}, 'vectors of 3 numbers.*leave --agent.encoder out'),
+        ('rebrac', {'encoder': 'impala_debug'}, 'vectors of 3 numbers.*choose --agent.encoder=mlp'),
         ('infom', {'encoder': 'mlp'}, 'set clip_flow_goals=False'),
     ],
 )
@@ -296,8 +318,9 @@ def test_an_encoder_that_does_not_fit(tmp_path, dataset, agent, changes, message
     assert not (tmp_path / 'runs').exists()
 
 
-@pytest.mark.parametrize('encoder', [None, 'mlp'])
-def test_images_want_an_encoder_of_images(tmp_path, dataset, monkeypatch, encoder):
+@pytest.fixture
+def images(monkeypatch):
+    """Put images in the place of every dataset's observations."""
     load = phases.load_dataset
 
     def load_images(name):
@@ -306,6 +329,36 @@ def test_images_want_an_encoder_of_images(tmp_path, dataset, monkeypatch, encode
         return {**train, 'observations': images, 'next_observations': images}, val
 
     monkeypatch.setattr(phases, 'load_dataset', load_images)
+
+
+@pytest.mark.usefixtures('images')
+def test_seeds_crop_images_on_their_own(tmp_path, dataset):
+    agent = load_agent('purerl/agents/infom/rebrac.py', {**SMALL, 'encoder': 'impala_debug'})
+    flags = {'p_aug': 0.5, 'eval_interval': 0, 'obs_norm_type': 'none', 'log_interval': 1}
+    tables = {}
+    for name, settings in {
+        'single': settings_for(tmp_path, dataset, run_name='single', seed=6, **flags),
+        'both': settings_for(tmp_path, dataset, run_name='both', num_seeds=2, **flags),
+    }.items():
+        offline.train(agent, settings)
+        seed = {'single': '', 'both': 'seed_001'}[name]
+        tables[name] = read_csv(tmp_path / 'runs' / name / seed / 'finetuning_train.csv')
+    for column, values in tables['single'].items():
+        np.testing.assert_allclose(tables['both'][column], values, rtol=2e-5, atol=2e-5)
+
+
+def test_latents_are_inferred_from_batches_of_which_some_are_augmented(tmp_path, dataset):
+    batches = iter([{'rewards': np.ones(2), 'aug1_observations': 0}, {'rewards': np.zeros(2)}] * 2)
+    data = types.SimpleNamespace(sample=lambda *_: next(batches))
+    world = offline.World(settings_for(tmp_path, dataset, eval_interval=0), 0)
+    batch = world.inference_batch(data, 2, 3)
+    assert list(batch) == ['rewards']
+    np.testing.assert_array_equal(batch['rewards'], [1, 1, 0])
+
+
+@pytest.mark.usefixtures('images')
+@pytest.mark.parametrize('encoder', [None, 'mlp'])
+def test_images_want_an_encoder_of_images(tmp_path, dataset, encoder):
     agent = load_agent('purerl/agents/infom/rebrac.py', {'encoder': encoder})
     with pytest.raises(RunError, match=r'images of shape \(8, 8, 3\).*impala_small'):
         offline.train(agent, settings_for(tmp_path, dataset, eval_interval=0))
@@ -318,6 +371,27 @@ def test_entries_that_an_agent_reads_and_does_not_declare(tmp_path, dataset):
     message = "lacks '?next_actions.*ReBRACAgent has to declare 'next_actions' in `needs`"
     with pytest.raises(RunError, match=message):
         offline.train(agent, settings_for(tmp_path, dataset))
+    assert not (tmp_path / 'runs').exists()
+
+
+def test_rewards_and_masks_that_the_data_lack(tmp_path, dataset, monkeypatch):
+    load = phases.load_dataset
+
+    def load_without(name):
+        train, val = load(name)
+        return {key: value for key, value in train.items() if key != 'masks'}, val
+
+    monkeypatch.setattr(phases, 'load_dataset', load_without)
+    agent = load_agent('purerl/agents/infom/rebrac.py', SMALL)
+    with pytest.raises(RunError, match=r"the batch lacks 'masks'.*single-task --env_name"):
+        offline.train(agent, settings_for(tmp_path, dataset))
+    assert not (tmp_path / 'runs').exists()
+
+
+def test_goals_want_the_end_of_the_first_episode(tmp_path, dataset):
+    agent = load_agent('purerl/agents/infom/hilp.py')
+    with pytest.raises(RunError, match='its first episode has 200 transitions, but only 30'):
+        offline.train(agent, settings_for(tmp_path, dataset, pretraining_size=30))
     assert not (tmp_path / 'runs').exists()
 
 

@@ -154,6 +154,7 @@ class DINOReBRACAgent:
     @jit
     def pretraining_loss(self, batch, grad_params=None, rng=None):
         """DINO and behaviour cloning; returns (loss, info)."""
+        self._check_center(batch)
         rng = self.rng if rng is None else rng
         repr_loss, repr_info = self.representation_loss(batch, grad_params, rng)
         bc_loss, bc_info = self.behavioral_cloning_loss(batch, grad_params)
@@ -163,6 +164,7 @@ class DINOReBRACAgent:
     def finetuning_loss(self, batch, grad_params=None, full_update=True, rng=None):
         """Critic loss and, on full updates, actor loss; returns (loss, info)."""
         require(batch, 'next_actions')
+        self._check_center(batch)
         rng = self.rng if rng is None else rng
         rng, actor_rng, critic_rng = random.split(rng, 3)
 
@@ -173,6 +175,16 @@ class DINOReBRACAgent:
             info.update(prefixed('actor', actor_info))
             loss = loss + actor_loss
         return loss, info
+
+    def _check_center(self, batch):
+        """Refuse batches of another size than those that the centre has moved with."""
+        center = self.network.params['modules_target_repr_center']['value']
+        rows = len(batch['observations'])
+        if center.ndim == 2 and len(center) != rows:
+            raise ValueError(
+                f"the teacher's centre has moved with batches of {len(center)} and fits no others, "
+                f'not {rows}: set --agent.batch_size={len(center)}'
+            )
 
     def target_reset(self):
         """Return the agent with the target encoder equal to the online one."""

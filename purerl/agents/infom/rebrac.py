@@ -16,7 +16,7 @@ from purerl.agents.infom.encoders import make_encoder
 from purerl.agents.infom.networks import Actor, Value
 from purerl.core import nn, optim, random, trees
 from purerl.core.jit import jit
-from purerl.core.ops import clip, move_target, prefixed
+from purerl.core.ops import clip, move_target, prefixed, require
 from purerl.core.state import TrainState
 from purerl.core.trees import FrozenDict
 
@@ -107,6 +107,7 @@ class ReBRACAgent:
     @jit(static_argnames=('full_update',))
     def finetuning_loss(self, batch, grad_params=None, full_update=True, rng=None):
         """Critic loss and, on full updates, actor loss; returns (loss, info)."""
+        require(batch, 'next_actions')
         rng = self.rng if rng is None else rng
         rng, actor_rng, critic_rng = random.split(rng, 3)
 

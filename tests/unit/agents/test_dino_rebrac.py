@@ -90,6 +90,14 @@ def test_the_centre_has_a_row_for_each_of_the_batch_after_a_full_update():
     assert not any(moment.any() for moment in moments(agent))
 
 
+def test_a_centre_that_has_moved_fits_batches_of_its_size_only():
+    agent, _ = make_agent().finetune(make_batch())
+    smaller = {key: rows[:2] for key, rows in make_batch().items()}
+    for call in (agent.finetune, agent.pretrain, agent.finetuning_loss):
+        with pytest.raises(ValueError, match=f'set --agent.batch_size={BATCH}'):
+            call(smaller)
+
+
 def test_the_centre_averages_the_teachers_two_views():
     shape = (8, 8, 3)
     agent, batch = make_agent(shape=shape, target_repr_center_tau=0.25), make_batch(shape=shape)
