@@ -390,7 +390,7 @@ def test_rewards_and_masks_that_the_data_lack(tmp_path, dataset, monkeypatch):
 
 def test_goals_want_the_end_of_the_first_episode(tmp_path, dataset):
     agent = load_agent('purerl/agents/infom/hilp.py')
-    with pytest.raises(RunError, match='its first episode has 200 transitions, but only 30'):
+    with pytest.raises(RunError, match='its first episode has 199 transitions, but only 30'):
         offline.train(agent, settings_for(tmp_path, dataset, pretraining_size=30))
     assert not (tmp_path / 'runs').exists()
 
