@@ -5,6 +5,9 @@
         iql=exp/iql_0,exp/iql_1 rebrac=exp/rebrac
 """
 
+import sys
+from pathlib import Path
+
 from absl import app, flags
 
 from purerl.train.plotting import plot_run, plot_runs
@@ -27,18 +30,24 @@ def parse_groups(arguments):
     groups = {}
     for argument in arguments:
         label, separator, folders = argument.partition('=')
-        groups[label] = folders.split(',') if separator else [argument]
+        if separator and not Path(argument).is_dir():
+            groups.setdefault(label, []).extend(folders.split(','))
+        else:
+            groups.setdefault(argument, []).append(argument)
     return groups
 
 
 def main(argv):
     if len(argv) < 2:
         raise app.UsageError('give the folders of the runs to draw')
-    if FLAGS.path is None:
-        paths = [plot_run(folder) for folder in argv[1:]]
-    else:
-        groups = parse_groups(argv[1:])
-        paths = [plot_runs(groups, FLAGS.path, FLAGS.column, FLAGS.csv, FLAGS.band)]
+    try:
+        if FLAGS.path is None:
+            paths = [plot_run(folder) for folder in argv[1:]]
+        else:
+            groups = parse_groups(argv[1:])
+            paths = [plot_runs(groups, FLAGS.path, FLAGS.column, FLAGS.csv, FLAGS.band)]
+    except (OSError, ValueError, ImportError) as error:
+        sys.exit(f'error: {error}')
     for path in paths:
         print(f'wrote {path}')
 

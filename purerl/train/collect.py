@@ -21,7 +21,7 @@ from purerl.envs.dmc import is_dmc
 from purerl.envs.make import is_ogbench, make, make_base, ogbench_env_id
 from purerl.envs.wrappers import global_numpy_random, seed_env
 from purerl.train.collect_images import acts_by_images, collect_images
-from purerl.train.config import RunError, setting
+from purerl.train.config import RunError, seed_setting, setting
 from purerl.train.evaluation import clip_action
 from purerl.train.export import export_replay
 from purerl.train.load_run import load_run
@@ -92,7 +92,7 @@ class Settings:
     episode_length: int = setting(
         _ORACLE_EPISODE_LENGTH, "Transitions per oracle's episode.", minimum=1
     )
-    seed: int = setting(0, 'Random seed; it determines the whole dataset.', minimum=0)
+    seed: int = seed_setting(0, 'Random seed; it determines the whole dataset.')
 
 
 def collect_dataset(settings):

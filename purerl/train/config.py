@@ -16,6 +16,7 @@ import difflib
 import importlib
 import importlib.util
 import inspect
+import math
 import re
 import sys
 import types
@@ -219,21 +220,27 @@ _COUNTS = (
     'train_target',
 )
 _WIDTHS = ('hidden_dims', 'cnn_features', 'conv_features')
+_FRACTIONS = ('tau', 'polyak', 'discount', 'gamma')
 
 
 def check_config(agent: Agent) -> None:
-    """Refuse numbers of rows, steps or units that no agent can have.
+    """Refuse numbers that no agent can have.
 
     Raises:
         RunError: for the first one.
     """
     for key, value in agent.config.items():
-        counts = key in _COUNTS or key.startswith('num_')
-        if counts and value is not None and value < 1:
-            raise RunError(f'agent.{key} must be at least 1, not {value}')
-        widths = value if key.endswith(_WIDTHS) else ()
+        widths = value if key.endswith(_WIDTHS) and isinstance(value, tuple | list) else ()
         if not all(isinstance(width, int) and width >= 1 for width in widths):
             raise RunError(f'agent.{key} must be positive integers, not {value}')
+        if not isinstance(value, int | float):
+            continue
+        if (key in _COUNTS or key.startswith('num_')) and value < 1:
+            raise RunError(f'agent.{key} must be at least 1, not {value}')
+        if key in _FRACTIONS and not 0 <= value <= 1:
+            raise RunError(f'agent.{key} must lie between 0 and 1, not {value}')
+        if not math.isfinite(value):
+            raise RunError(f'agent.{key} must be finite, not {value}')
 
 
 # --- Settings --------------------------------------------------------------------------------
@@ -244,6 +251,7 @@ def setting(
     description: str,
     *,
     minimum: float | None = None,
+    maximum: float | None = None,
     choices: Sequence[str] | None = None,
     free: bool = False,
 ):
@@ -253,11 +261,23 @@ def setting(
         default: its default.
         description: the flag's help.
         minimum: lowest value allowed.
+        maximum: highest value allowed.
         choices: strings allowed.
         free: whether a resumed run may have another value than the run was started with.
     """
-    metadata = {'help': description, 'minimum': minimum, 'choices': choices, 'free': free}
+    metadata = {
+        'help': description,
+        'minimum': minimum,
+        'maximum': maximum,
+        'choices': choices,
+        'free': free,
+    }
     return dataclasses.field(default=default, metadata=metadata)
+
+
+def seed_setting(default: int, description: str):
+    """Declare the field of a seed: numpy's random streams take 32 bits."""
+    return setting(default, description, minimum=0, maximum=2**32 - 1)
 
 
 def check_settings(settings) -> None:
@@ -273,9 +293,12 @@ def check_settings(settings) -> None:
         accepted = (int, float) if kind is float else kind
         if not isinstance(value, accepted) or (isinstance(value, bool) and kind is not bool):
             raise RunError(f'{field.name} must be of type {kind.__name__}, not {value!r}')
-        minimum, choices = field.metadata['minimum'], field.metadata['choices']
+        minimum, maximum = field.metadata['minimum'], field.metadata['maximum']
         if minimum is not None and value < minimum:
             raise RunError(f'{field.name} must be at least {minimum}, not {value}')
+        if maximum is not None and value > maximum:
+            raise RunError(f'{field.name} must be at most {maximum}, not {value}')
+        choices = field.metadata['choices']
         if choices is not None and value not in choices:
             raise RunError(f'{field.name} must be one of {", ".join(choices)}, not {value!r}')
 

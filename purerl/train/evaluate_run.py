@@ -7,7 +7,7 @@ import numpy as np
 
 from purerl.core import jit, random
 from purerl.data.scores import normalized_score
-from purerl.train.config import Agent, RunError, setting
+from purerl.train.config import Agent, RunError, seed_setting, setting
 from purerl.train.evaluation import check_renders, evaluate, write_video
 from purerl.train.load_run import load_run
 from purerl.train.run import write_json
@@ -21,7 +21,7 @@ class Settings:
     run: str | None = setting(None, "The run's folder.")
     step: int | None = setting(None, 'Step of its checkpoint; the latest by default.', minimum=0)
     episodes: int = setting(10, 'Number of episodes.', minimum=1)
-    seed: int = setting(0, "Seed of the environment and of the policy's randomness.", minimum=0)
+    seed: int = seed_setting(0, "Seed of the environment and of the policy's randomness.")
     inference_variant: str | None = setting(
         None,
         "Evaluate the agent with other values of fields that only acting reads: 'N=256;M=0', as "

@@ -137,8 +137,9 @@ class SeedLogger:
         if self._writer is None:
             from torch.utils.tensorboard import SummaryWriter
 
-            purge = {'purge_step': self._start + 1} if self._start else {}
-            self._writer = SummaryWriter(str(self.folder / 'tensorboard'), **purge)
+            # A run that was killed may have left later events, even before its first checkpoint.
+            folder = str(self.folder / 'tensorboard')
+            self._writer = SummaryWriter(folder, purge_step=self._start + 1)
         for key, value in metrics.items():
             self._writer.add_scalar(key, value, step)
 

@@ -147,5 +147,7 @@ def conclude(run: Run, step: int, returns: list | None, random_returns: list | N
         )
     if curves is not None:
         print(f'curves: {curves}')
-    print(f'checkpoint: {run.folder / "checkpoints" / f"checkpoint_{step:010d}.json"}')
+    checkpoint = run.folder / 'checkpoints' / f'checkpoint_{step:010d}.json'
+    if checkpoint.exists():  # not where there was no step to take
+        print(f'checkpoint: {checkpoint}')
     return summary

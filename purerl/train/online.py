@@ -27,7 +27,7 @@ from purerl.data.memory_efficient import MemoryEfficientReplayBuffer
 from purerl.data.replay import ReplayBuffer, transition
 from purerl.envs.make import make
 from purerl.envs.pixels import image_keys, options_of
-from purerl.train.config import Agent, RunError, check_settings, setting
+from purerl.train.config import Agent, RunError, check_settings, seed_setting, setting
 from purerl.train.evaluation import evaluate, policy_of, to_numpy
 from purerl.train.logging import scalars
 from purerl.train.loop import (
@@ -53,7 +53,7 @@ class Settings(RunSettings):
     """The original's flags, and those of every run."""
 
     env_name: str = setting('HalfCheetah-v5', 'Environment.')
-    seed: int = setting(42, 'Random seed; it determines the whole run.', minimum=0)
+    seed: int = seed_setting(42, 'Random seed; it determines the whole run.')
     eval_episodes: int = setting(10, 'Episodes of an evaluation.', minimum=1)
     log_interval: int = setting(1000, 'Log losses every so many steps.', minimum=0, free=True)
     eval_interval: int = setting(5000, 'Evaluate every so many steps.', minimum=0, free=True)

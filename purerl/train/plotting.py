@@ -223,7 +223,7 @@ def _main_curves(folders):
             continue
         tables = [read_csv(folder / csv_name) for folder in folders]
         for column in tables[0]:
-            if not all(np.isfinite(table.get(column, [np.nan])).any() for table in tables):
+            if not _has_common_steps(tables, column):
                 continue
             if _result(column) in _RESULTS:
                 results.append((csv_name, column))
@@ -231,6 +231,17 @@ def _main_curves(folders):
                 losses.append((csv_name, column))
     results.sort(key=lambda item: _RESULTS.index(_result(item[1])))
     return (results + losses)[:_MAX_CURVES]
+
+
+def _has_common_steps(tables, column):
+    """Returns whether all seeds have values of a column, over ranges of steps that overlap."""
+    ranges = []
+    for table in tables:
+        steps = table['step'][np.isfinite(table.get(column, np.full(len(table['step']), np.nan)))]
+        if not len(steps):
+            return False
+        ranges.append((steps.min(), steps.max()))
+    return max(low for low, _ in ranges) <= min(high for _, high in ranges)
 
 
 def _result(column):

@@ -31,7 +31,15 @@ from purerl.core.checkpoint import (
     replacing,
     save_checkpoint,
 )
-from purerl.train.config import Agent, RunError, check_config, find_file, is_wide, setting
+from purerl.train.config import (
+    Agent,
+    RunError,
+    check_config,
+    find_file,
+    is_wide,
+    seed_setting,
+    setting,
+)
 from purerl.train.logging import RunLogger, Wandb
 
 _FILES = (
@@ -51,7 +59,7 @@ _PACKAGES = ('torch', 'numpy', 'gymnasium', 'mujoco', 'ogbench', 'minari', 'ml-c
 class RunSettings:
     """The settings that all loops have."""
 
-    seed: int = setting(0, 'Random seed; it determines the whole run.', minimum=0)
+    seed: int = seed_setting(0, 'Random seed; it determines the whole run.')
     num_seeds: int = setting(
         1, 'Train the seeds seed, seed + 1, ... in one program, each in seed_<i>/.', minimum=1
     )

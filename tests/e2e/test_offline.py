@@ -236,6 +236,9 @@ def test_evaluating_a_run_needs_no_dataset(tmp_path, dataset):
         ({'agent.batch_size': 0}, RunError, 'agent.batch_size must be at least 1, not 0'),
         ({'agent.actor_freq': 0}, RunError, 'agent.actor_freq must be at least 1, not 0'),
         ({'agent.value_hidden_dims': '8,0'}, RunError, 'agent.value_hidden_dims must be positive'),
+        ({'agent.tau': 5}, RunError, 'agent.tau must lie between 0 and 1, not 5'),
+        ({'agent.lr': 'nan'}, RunError, 'agent.lr must be finite, not nan'),
+        ({'seed': 2**32}, RunError, 'seed must be at most 4294967295'),
         (
             {'num_seeds': 2, 'p_aug': 0.5, 'inplace_aug': False},
             RunError,

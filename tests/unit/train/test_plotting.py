@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from experiments.plot import parse_groups
 from purerl.train.plotting import (
     confidence_band,
     on_common_steps,
@@ -149,7 +150,33 @@ def test_the_launcher_draws_runs_and_groups(tmp_path):
     assert is_png(out)
 
 
+@pytest.mark.parametrize('arguments', [('nowhere',), ('--path=out.png', 'a=nowhere')])
+def test_the_launcher_says_in_one_line_what_is_missing(arguments):
+    with pytest.raises(subprocess.CalledProcessError) as caught:
+        launch(*arguments)
+    assert caught.value.stderr == 'error: the run folder nowhere does not exist\n'
+
+
+def test_groups_collect_their_folders(tmp_path):
+    folder = write_run(tmp_path / 'lr=1')
+    assert parse_groups(['x=a', 'x=b,c', str(folder)]) == {
+        'x': ['a', 'b', 'c'],
+        str(folder): [str(folder)],
+    }
+
+
+def test_seeds_without_a_step_in_common_leave_the_figure_out(tmp_path):
+    for i, steps in enumerate([(16, 44), (50,)]):
+        write_run(tmp_path / f'seed_00{i}', steps, [1.0] * len(steps), 'episodes.csv')
+    with pytest.raises(FileNotFoundError, match='no CSV file with a curve'):
+        plot_run(tmp_path)
+    for i in range(2):
+        write_run(tmp_path / f'seed_00{i}')
+    assert is_png(plot_run(tmp_path))
+
+
 def launch(*arguments):
     # In a process of its own, because absl's flags are one set per process.
     root = Path(__file__).parents[3]
-    subprocess.run([sys.executable, '-m', 'experiments.plot', *arguments], cwd=root, check=True)
+    command = [sys.executable, '-m', 'experiments.plot', *arguments]
+    subprocess.run(command, cwd=root, check=True, stderr=subprocess.PIPE, text=True)

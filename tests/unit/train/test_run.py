@@ -213,19 +213,21 @@ def test_tables_begun_after_a_checkpoint_are_removed(tmp_path):
     assert [path.name for path in tmp_path.glob('*.csv')] == ['train.csv']
 
 
-def test_tensorboard_events_are_purged_on_resume(tmp_path):
+@pytest.mark.parametrize('start', [0, 1])
+def test_tensorboard_events_are_purged_on_resume(tmp_path, start):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     logger = SeedLogger(tmp_path, tensorboard=True, start=0)
     for step in (1, 2, 3):
         logger.log('train', step, {'a': step})
     logger.close()
-    logger = SeedLogger(tmp_path, tensorboard=True, start=1)
-    logger.log('train', 2, {'a': 20})
+    logger = SeedLogger(tmp_path, tensorboard=True, start=start)
+    logger.log('train', start + 1, {'a': 20})
     logger.close()
     events = EventAccumulator(str(tmp_path / 'tensorboard'))
     events.Reload()
-    assert [(event.step, event.value) for event in events.Scalars('a')] == [(1, 1), (2, 20)]
+    kept = [(1, 1)][:start]
+    assert [(event.step, event.value) for event in events.Scalars('a')] == [*kept, (start + 1, 20)]
 
 
 def test_the_clock_goes_on_after_a_resume(tmp_path):
