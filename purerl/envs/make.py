@@ -161,10 +161,8 @@ def _make_registered(env_id, kwargs):
         # The passive checker only warns, and keeps copies of observations and infos to do so.
         return gymnasium.make(env_id, disable_env_checker=True, **kwargs)
     except gymnasium.error.DependencyNotInstalled as error:
-        hint = ''
-        if 'mujoco' in str(error).lower():
-            hint = ": pip install 'purerl[mujoco]'"
-        raise ImportError(f'{env_id} needs a package that is not installed{hint}') from error
+        hint = "pip install 'purerl[mujoco]'" if 'mujoco' in str(error).lower() else str(error)
+        raise ImportError(f'{env_id} needs a package that is not installed: {hint}') from error
 
 
 def _make_ogbench(env_name, kwargs):
