@@ -503,9 +503,19 @@ def _unit_normal(key: torch.Tensor, n: int) -> torch.Tensor:
 def truncated_normal(
     key: torch.Tensor, lower: float, upper: float, shape: Sequence[int] = ()
 ) -> torch.Tensor:
-    """Draw standard normal numbers conditioned on the open interval (lower, upper)."""
+    """Draw standard normal numbers conditioned on the open interval (lower, upper).
+
+    Raises:
+        ValueError: if a bound is an array.
+    """
+    if np.ndim(lower) or np.ndim(upper):
+        raise ValueError(
+            'truncated_normal: the bounds are numbers; draw once for each pair of them'
+        )
     lower, upper = np.float32(lower), np.float32(upper)
-    low, high = _xla_erf(np.stack([lower, upper]) / np.float32(_SQRT2)).tolist()
+    # Times the reciprocal, as XLA divides by a constant.
+    bounds = np.stack([lower, upper]) * (np.float32(1) / np.float32(_SQRT2))
+    low, high = _xla_erf(bounds).tolist()
     samples = _erfinv(uniform(key, shape, low, high)) * _SQRT2
     return samples.clamp(
         float(np.nextafter(lower, np.float32(np.inf))),

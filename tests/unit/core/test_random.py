@@ -34,6 +34,8 @@ FLOATS = {
     'normal': lambda r, k, s: r.normal(k, s),
     'truncated_normal': lambda r, k, s: r.truncated_normal(k, -2, 2, s),
     'truncated_normal_one_sided': lambda r, k, s: r.truncated_normal(k, 0.5, 3.5, s),
+    'truncated_normal_narrow': lambda r, k, s: r.truncated_normal(k, -0.3, 0.7, s),
+    'truncated_normal_tail': lambda r, k, s: r.truncated_normal(k, 1.1, 1.4, s),
     'gumbel': lambda r, k, s: r.gumbel(k, s),
     'exponential': lambda r, k, s: r.exponential(k, s),
 }
@@ -168,6 +170,20 @@ def test_bits(width, shape):
         with enable_x64(True):
             expected = jax.random.bits(jax_key, shape, dtype=f'uint{width}')
         assert_equal(random.bits(key, shape, width), expected)
+
+
+def test_truncated_normal_between_many_bounds():
+    rng = np.random.RandomState(0)
+    for lower, upper in np.sort(rng.uniform(-3, 3, (30, 2))).tolist():
+        ours = random.truncated_normal(KEY, lower, upper, (300,))
+        theirs = jax.random.truncated_normal(JAX_KEY, lower, upper, (300,))
+        assert ulps(ours.numpy(), np.asarray(theirs)).max() <= ULPS, (lower, upper)
+
+
+def test_truncated_normal_refuses_arrays_of_bounds():
+    for bound in (WEIGHTS, torch.from_numpy(WEIGHTS)):
+        with pytest.raises(ValueError, match='bounds are numbers'):
+            random.truncated_normal(KEY, bound, 2.0, (4,))
 
 
 def test_bits_width():
