@@ -16,11 +16,13 @@ On a CPU the cipher is an opaque operator (its integer arithmetic, written inlin
 time that Inductor needs); on a GPU it is inline tensor code, which fuses into one kernel.
 """
 
+import itertools
 import math
 from collections.abc import Sequence
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 
 from purerl.core import native
 
@@ -655,7 +657,7 @@ def choice(
         indices = randint(key, shape, 0, num)
     elif replace:
         p = torch.as_tensor(p, dtype=torch.float32, device=key.device)
-        cumulative = torch.cumsum(p, 0)
+        cumulative = _cumsum(p)
         indices = _first_at_least(cumulative, cumulative[-1] * (1 - uniform(key, shape)))
     else:
         p = torch.as_tensor(p, dtype=torch.float32, device=key.device)
@@ -666,6 +668,20 @@ def choice(
     if isinstance(a, int):
         return indices.to(torch.int32)
     return _unflatten_axis(torch.index_select(a, axis, indices.reshape(-1).long()), axis, shape)
+
+
+def _cumsum(x: torch.Tensor) -> torch.Tensor:
+    """``jnp.cumsum`` over the last axis, added in XLA's order on a CPU, on which the bits depend.
+
+    Blocks of 16 are summed one by one; then each gets the sum of the blocks before it.
+    """
+    n = x.shape[-1]
+    blocks = F.pad(x, (0, -n % 16)).unflatten(-1, (-1, 16))
+    sums = torch.stack(list(itertools.accumulate(blocks.unbind(-1))), dim=-1)
+    if n > 16:
+        before = F.pad(_cumsum(sums[..., -1])[..., :-1], (1, 0))
+        sums = sums + before.unsqueeze(-1)
+    return sums.flatten(-2)[..., :n]
 
 
 def _first_at_least(values: torch.Tensor, queries: torch.Tensor) -> torch.Tensor:

@@ -291,6 +291,17 @@ def test_choice_of_many_with_negative_probabilities(num, spoilt):
         assert_equal(ours, jax.random.choice(JAX_KEY, num, (2000,), p=p))
 
 
+@pytest.mark.parametrize('num', [1, 10, 16, 17, 64, 256, 257, 5000, 100_000])
+def test_cumulative_sums_are_those_of_xla(num):
+    p = np.random.RandomState(num).exponential(size=(2, num)).astype(np.float32) ** 3
+    np.testing.assert_array_equal(
+        random._cumsum(torch.from_numpy(p)).numpy(), np.asarray(jnp.cumsum(p, axis=1))
+    )
+    p = p[0] / p[0].sum()
+    ours = random.choice(KEY, num, (20_000,), p=torch.from_numpy(p))
+    assert_equal(ours, jax.random.choice(JAX_KEY, num, (20_000,), p=p))
+
+
 @pytest.mark.parametrize('axis', [0, 1, -1])
 @pytest.mark.parametrize('shape', [(), (2,), (1, 2)], ids=str)
 @pytest.mark.parametrize('replace', [True, False])
@@ -378,6 +389,7 @@ def all_draws(key):
         random.choice(key, 7, (3,)),
         random.choice(key, 7, (3,), replace=False),
         random.choice(key, 4, (3, 2), p=p),
+        random.choice(key, 300, (3, 2), p=torch.linspace(0.1, 1, 300)),
         random.choice(key, 4, (3,), replace=False, p=torch.from_numpy(WEIGHTS)),
         random.choice(key, image, (2,), axis=-1),
         random.categorical(key, logits),
@@ -397,6 +409,7 @@ def some_draws(key):
         random.randint(key, (2, 3), -5, 1000),
         random.permutation(key, 9),
         random.choice(key, 4, (3,), p=torch.from_numpy(NEGATIVE)),
+        random.choice(key, 40, (99,), p=torch.linspace(0.1, 1, 40)),
         random.categorical(key, torch.from_numpy(LOGITS)),
         random.exponential(key, ()),
     ]
