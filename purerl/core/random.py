@@ -16,9 +16,11 @@ On a CPU the cipher is an opaque operator (its integer arithmetic, written inlin
 time that Inductor needs); on a GPU it is inline tensor code, which fuses into one kernel.
 """
 
+import functools
 import itertools
 import math
-from collections.abc import Sequence
+import operator
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -402,7 +404,7 @@ def check_key(value) -> None:
 def split(key: torch.Tensor, num: int | Sequence[int] = 2) -> torch.Tensor:
     """Split a key into `num` keys, shape (num, 2) (or (*num, 2) if `num` is a shape)."""
     check_key(key)
-    shape = (num,) if isinstance(num, int) else tuple(num)
+    shape = tuple(num) if isinstance(num, Sequence) else (operator.index(num),)
     return _pairs(key, math.prod(shape)).reshape(*key.shape[:-1], *shape, 2)
 
 
@@ -457,18 +459,75 @@ def bits(key: torch.Tensor, shape: Sequence[int] = (), bit_width: int = 32) -> t
     return (words & (2**bit_width - 1)).to(_BITS_DTYPES[bit_width])
 
 
+def _is_array(*values) -> bool:
+    return any(isinstance(value, torch.Tensor | np.ndarray) for value in values)
+
+
+# What JAX makes of numpy's default dtypes.
+_NARROWER = {np.float64: torch.float32, np.int64: torch.int32}
+
+
+def _on_device_of(key: torch.Tensor, value, dtype: torch.dtype | None = None) -> torch.Tensor:
+    """Return a number or an array as a tensor on the key's device."""
+    if isinstance(value, np.ndarray):
+        # Copied, as it may be read-only.
+        value = torch.tensor(value, dtype=dtype or _NARROWER.get(value.dtype.type))
+    return torch.as_tensor(value, dtype=dtype, device=key.device)
+
+
+def _check_broadcasts(name: str, drawn: torch.Tensor, *parameters) -> None:
+    """Check that the parameters of a draw, numbers or tensors, do not enlarge it."""
+    for parameter in parameters:
+        given = tuple(np.shape(parameter))
+        too_long = len(given) > drawn.dim()
+        if too_long or any(
+            a not in (1, b) for a, b in zip(given[::-1], drawn.shape[::-1], strict=False)
+        ):
+            raise ValueError(
+                f'{name}: a parameter of shape {given} does not broadcast to the drawn shape '
+                f'{tuple(drawn.shape)}; give a shape that has room for it'
+            )
+
+
+def _axis_index(name: str, axis: int, dim: int) -> int:
+    if not -dim <= axis < dim:
+        raise ValueError(f'{name}: axis {axis} is out of range for {dim} axes')
+    return axis % dim
+
+
+def _for_each_key(draw: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+    """Let a function of one key take stacked keys too, by mapping over their leading axes."""
+
+    @functools.wraps(draw)
+    def mapped(key, *args, **kwargs):
+        check_key(key)
+        if key.dim() == 1:
+            return draw(key, *args, **kwargs)
+        return torch.func.vmap(lambda key: mapped(key, *args, **kwargs))(key)
+
+    return mapped
+
+
 def uniform(key: torch.Tensor, shape: Sequence[int] = (), minval=0.0, maxval=1.0) -> torch.Tensor:
-    """Draw float32 numbers from [minval, maxval) (23 random bits each, as in JAX)."""
+    """Draw float32 numbers from [minval, maxval) (23 random bits each, as in JAX).
+
+    Args:
+        minval, maxval: numbers, or arrays that broadcast to `shape`.
+
+    Raises:
+        ValueError: if they do not.
+    """
     floats = _draw(_unit_uniform, key, shape)
-    if not isinstance(minval, torch.Tensor) and not isinstance(maxval, torch.Tensor):
+    if not _is_array(minval, maxval):
         if minval == 0.0 and maxval == 1.0:
             return floats
         minval, maxval = np.float32(minval), np.float32(maxval)
         with np.errstate(over='ignore'):  # a range beyond float32 is infinite, as in JAX
             minval, span = float(minval), float(maxval - minval)
         return _scale(floats, span, minval).clamp(min=minval)
-    minval = torch.as_tensor(minval, dtype=torch.float32, device=key.device)
-    maxval = torch.as_tensor(maxval, dtype=torch.float32, device=key.device)
+    minval = _on_device_of(key, minval, torch.float32)
+    maxval = _on_device_of(key, maxval, torch.float32)
+    _check_broadcasts('uniform', floats, minval, maxval)
     return torch.maximum(_scale(floats, (maxval - minval).double(), minval.double()), minval)
 
 
@@ -539,24 +598,25 @@ def _two_uniforms(key: torch.Tensor, shape: Sequence[int]) -> tuple[torch.Tensor
 def bernoulli(
     key: torch.Tensor, p=0.5, shape: Sequence[int] | None = None, mode: str = 'low'
 ) -> torch.Tensor:
-    """Draw booleans that are True with probability `p` (a number or a tensor).
+    """Draw booleans that are True with probability `p` (a number or an array).
 
     Args:
+        shape: to which `p` broadcasts; its own by default.
         mode: 'low', or 'high' for probabilities below 1e-7 (twice the random bits).
 
     Raises:
-        ValueError: for another mode.
+        ValueError: for another mode, or if `p` does not broadcast to `shape`.
     """
     _check_mode(mode)
-    if not isinstance(p, torch.Tensor):
-        p, batch_shape = float(np.float32(p)), ()
-    else:
-        batch_shape = p.shape
-    shape = batch_shape if shape is None else shape
+    p = _on_device_of(key, p) if _is_array(p) else float(np.float32(p))
+    shape = np.shape(p) if shape is None else shape
     if mode == 'high':
         high, low = _two_uniforms(key, shape)
+        _check_broadcasts('bernoulli', high, p)
         return low < p - high
-    return uniform(key, shape) < p
+    floats = uniform(key, shape)
+    _check_broadcasts('bernoulli', floats, p)
+    return floats < p
 
 
 # JAX clips randint's bounds to this range, but lets maxval stand one above its largest value.
@@ -573,14 +633,18 @@ def randint(
     """Draw integers from [minval, maxval), by JAX's remainder of 64 random bits.
 
     Args:
-        minval, maxval: Python integers, or integer tensors (0-d) where they vary.
+        minval, maxval: Python integers, or integer arrays that broadcast to `shape`.
         dtype: of the result; int32 as in JAX, or int64 for indexing. The numbers are the same.
+
+    Raises:
+        ValueError: if the bounds do not broadcast.
     """
     high_key, low_key = split(key).unbind(-2)
     high, low = _draw(_bits32, high_key, shape), _draw(_bits32, low_key, shape)
-    if isinstance(minval, torch.Tensor) or isinstance(maxval, torch.Tensor):
-        minval = torch.as_tensor(minval, dtype=torch.int64, device=key.device)
-        maxval = torch.as_tensor(maxval, dtype=torch.int64, device=key.device)
+    if _is_array(minval, maxval):
+        minval = _on_device_of(key, minval, torch.int64)
+        maxval = _on_device_of(key, maxval, torch.int64)
+        _check_broadcasts('randint', low, minval, maxval)
         minval, maxval = minval.clamp(*_INT32), maxval.clamp(_INT32[0], _INT32[1] + 1)
         span = torch.where(maxval <= minval, 1, maxval - minval)
         multiplier = torch.remainder(torch.full_like(span, 2**16), span)
@@ -610,6 +674,7 @@ def _shuffle(key: torch.Tensor, x: torch.Tensor, axis: int) -> torch.Tensor:
     return x
 
 
+@_for_each_key
 def permutation(
     key: torch.Tensor, x: int | torch.Tensor, axis: int = 0, independent: bool = False
 ) -> torch.Tensor:
@@ -617,15 +682,21 @@ def permutation(
 
     Args:
         independent: shuffle each slice on its own instead of moving whole slices.
+
+    Raises:
+        ValueError: if there is no such axis.
     """
-    if isinstance(x, int):
-        x = torch.arange(x, dtype=torch.int32, device=key.device)
+    if np.ndim(x) == 0:
+        x = torch.arange(operator.index(x), dtype=torch.int32, device=key.device)
+    x = _on_device_of(key, x)
+    axis = _axis_index('permutation', axis, x.dim())
     if independent or x.dim() == 1:
         return _shuffle(key, x, axis)
     order = torch.arange(x.shape[axis], device=key.device)
     return torch.index_select(x, axis, _shuffle(key, order, 0))
 
 
+@_for_each_key
 def choice(
     key: torch.Tensor,
     a: int | torch.Tensor,
@@ -641,12 +712,19 @@ def choice(
             policies of IDQL need: an index is found in the cumulative sum, as JAX finds it.
 
     Raises:
-        ValueError: if more elements are asked for than there are and `replace` is False.
+        ValueError: if more elements are asked for than there are and `replace` is False, if `p`
+            is of another length, or if there is no such axis.
     """
     shape = tuple(shape)
     size = math.prod(shape)
-    axis = 0 if isinstance(a, int) else axis % a.dim()
-    num = a if isinstance(a, int) else a.shape[axis]
+    from_range = np.ndim(a) == 0
+    a = operator.index(a) if from_range else _on_device_of(key, a)
+    axis = 0 if from_range else _axis_index('choice', axis, a.dim())
+    num = a if from_range else a.shape[axis]
+    if p is not None:
+        p = _on_device_of(key, p, torch.float32)
+        if p.shape != (num,):
+            raise ValueError(f'choice: p has shape {tuple(p.shape)}, expected {(num,)}')
     if size and num <= 0:
         raise ValueError('choice: there are no elements to draw from')
     if not replace and size > num:
@@ -656,16 +734,14 @@ def choice(
     if p is None:
         indices = randint(key, shape, 0, num)
     elif replace:
-        p = torch.as_tensor(p, dtype=torch.float32, device=key.device)
         cumulative = _cumsum(p)
         indices = _first_at_least(cumulative, cumulative[-1] * (1 - uniform(key, shape)))
     else:
-        p = torch.as_tensor(p, dtype=torch.float32, device=key.device)
         # Stable, so that among impossible elements the first come first, as in JAX.
         scores = gumbel(key, (num,)) + _log(p.clamp(min=0))
         order = torch.sort(scores, descending=True, stable=True).indices
         indices = order[:size].reshape(shape)
-    if isinstance(a, int):
+    if from_range:
         return indices.to(torch.int32)
     return _unflatten_axis(torch.index_select(a, axis, indices.reshape(-1).long()), axis, shape)
 
@@ -724,6 +800,7 @@ def gumbel(key: torch.Tensor, shape: Sequence[int] = (), mode: str = 'low') -> t
     return -_log(-_log1p(-x))
 
 
+@_for_each_key
 def categorical(
     key: torch.Tensor,
     logits: torch.Tensor,
@@ -744,9 +821,10 @@ def categorical(
 
     Raises:
         ValueError: if `shape` does not fit the logits, if more is drawn without replacement than
-            there is, or for another mode.
+            there is, if there is no such axis, or for another mode.
     """
-    axis %= logits.dim()
+    logits = _on_device_of(key, logits)
+    axis = _axis_index('categorical', axis, logits.dim())
     batch_shape = (*logits.shape[:axis], *logits.shape[axis + 1 :])
     shape = batch_shape if shape is None else tuple(shape)
     prefix, batch = shape[: len(shape) - len(batch_shape)], shape[len(shape) - len(batch_shape) :]

@@ -340,6 +340,67 @@ def test_categorical_of_a_vector_and_of_impossible_categories():
     assert random.categorical(KEY, torch.from_numpy(logits)).shape == ()
 
 
+BAD_DRAWS = {
+    'p is too short': lambda r, k, x: r.choice(k, 5, (9,), p=x[0, :, 0]),
+    'p is too long': lambda r, k, x: r.choice(k, 3, (9,), False, p=x[0, :, 0]),
+    'choice: axis': lambda r, k, x: r.choice(k, x, (2,), axis=3),
+    'permutation: axis': lambda r, k, x: r.permutation(k, x, -4),
+    'permutation of a range: axis': lambda r, k, x: r.permutation(k, 5, 1),
+    'bernoulli: long p': lambda r, k, x: r.bernoulli(k, x, (5,)),
+    'bernoulli: other p': lambda r, k, x: r.bernoulli(k, x[0, 0], (4,)),
+    'uniform: long bound': lambda r, k, x: r.uniform(k, (5,), minval=x),
+    'uniform: other bound': lambda r, k, x: r.uniform(k, (1,), minval=x[0, 0]),
+    'randint: other bound': lambda r, k, x: r.randint(k, (4,), 0, x[0, 0].astype('int32')),
+}
+
+
+@pytest.mark.parametrize('name', BAD_DRAWS)
+def test_parameters_that_do_not_fit(name):
+    draw = BAD_DRAWS[name]
+    with pytest.raises(ValueError, match=r'axis|p has shape|does not broadcast'):
+        draw(random, KEY, LOGITS)
+    with pytest.raises((ValueError, TypeError)):
+        draw(jax.random, JAX_KEY, LOGITS)
+
+
+def test_categorical_has_no_axis_beyond_those_of_the_logits():
+    for axis in (3, -4):
+        with pytest.raises(ValueError, match='axis'):
+            random.categorical(KEY, torch.from_numpy(LOGITS), axis)
+    with pytest.raises(ValueError, match='axis'):
+        random.categorical(KEY, torch.tensor(0.0))
+
+
+NUMPY = {
+    'split': lambda r, k: r.split(k, np.int64(3)),
+    'split_to_a_shape': lambda r, k: r.split(k, (np.int64(2), 3)),
+    'permutation': lambda r, k: r.permutation(k, np.int64(5)),
+    'permutation_of_an_array': lambda r, k: r.permutation(k, np.arange(5)),
+    'choice': lambda r, k: r.choice(k, np.int64(5), (2, 3)),
+    'choice_of_an_array': lambda r, k: r.choice(k, np.arange(5), (2,)),
+    'choice_by_probabilities': lambda r, k: r.choice(k, 4, (2,), p=WEIGHTS.astype(np.float64)),
+    'categorical': lambda r, k: r.categorical(k, LOGITS.astype(np.float64)),
+    'bernoulli': lambda r, k: r.bernoulli(k, WEIGHTS.astype(np.float64), (50, 4)),
+    'randint': lambda r, k: r.randint(k, (4,), np.arange(4), np.arange(4) + 9),
+    'uniform': lambda r, k: r.uniform(k, (4,), minval=np.zeros(4), maxval=np.ones(4)),
+}
+
+
+@pytest.mark.parametrize('name', NUMPY)
+def test_arguments_from_numpy(name):
+    assert_equal(NUMPY[name](random, KEY), NUMPY[name](jax.random, JAX_KEY))
+
+
+@pytest.mark.filterwarnings('error')
+def test_arguments_may_be_read_only_arrays_and_tensors_that_are_counts():
+    p = WEIGHTS.copy()
+    p.setflags(write=False)
+    assert_equal(random.choice(KEY, 4, (9,), p=p), jax.random.choice(JAX_KEY, 4, (9,), p=p))
+    expected = jax.random.choice(JAX_KEY, 5, (2, 3))
+    assert_equal(random.choice(KEY, torch.tensor(5), (2, 3)), expected)
+    assert_equal(random.permutation(KEY, torch.tensor(5)), jax.random.permutation(JAX_KEY, 5))
+
+
 def test_categorical_refuses_shapes_that_do_not_fit():
     with pytest.raises(ValueError, match='does not end in'):
         random.categorical(KEY, torch.from_numpy(LOGITS), shape=(3, 5))
@@ -477,6 +538,28 @@ def test_functions_of_stacked_keys_draw_for_each():
     keys = torch.tensor(KEYS)
     for fn in (random.split, lambda k: random.normal(k, (3,)), lambda k: random.fold_in(k, 3)):
         assert torch.equal(fn(keys), torch.stack([fn(key) for key in keys]))
+
+
+STACKED = {
+    'permutation': lambda r, k, x: r.permutation(k, 9),
+    'permutation_of_an_array': lambda r, k, x: r.permutation(k, x, 1),
+    'choice': lambda r, k, x: r.choice(k, 9, (3,), False),
+    'choice_of_an_array': lambda r, k, x: r.choice(k, x, (2,)),
+    'choice_by_probabilities': lambda r, k, x: r.choice(k, 3, (2, 2), p=abs(x[:, 0, 1])),
+    'categorical': lambda r, k, x: r.categorical(k, x[0, 0]),
+    'categorical_of_a_batch': lambda r, k, x: r.categorical(k, x, 1, (2, 3, 5)),
+    'categorical_without_replacement': lambda r, k, x: r.categorical(k, x, 0, (2, 4, 5), False),
+}
+
+
+@pytest.mark.parametrize('name', STACKED)
+def test_stacked_keys_choose_as_under_vmap(name):
+    draw, x = STACKED[name], torch.from_numpy(LOGITS)
+    keys, jax_keys = torch.tensor(KEYS), jnp.array(KEYS, jnp.uint32)
+    expected = jax.vmap(lambda key: draw(jax.random, key, LOGITS))(jax_keys)
+    assert_equal(draw(random, keys, x), expected)
+    ours = draw(random, keys.reshape(2, 3, 2), x)
+    assert_equal(ours, np.asarray(expected).reshape(2, 3, *expected.shape[1:]))
 
 
 def test_draws_are_constants_under_grad():
