@@ -169,7 +169,7 @@ class Dataset:
     @cached_property
     def terminal_locs(self) -> np.ndarray:
         """Indices of the last transition of each episode (see `episodes.episode_ends`)."""
-        return np.flatnonzero(episode_ends(self.arrays, self.name))
+        return np.flatnonzero(episode_ends(self.arrays, self.name)[: self.size])
 
     @cached_property
     def initial_locs(self) -> np.ndarray:
@@ -265,12 +265,16 @@ class Dataset:
 
     def _frames(self, idxs):
         """The last `frame_stack` observations up to `idxs`, oldest first."""
+        observations = self.arrays['observations']
+        steps = self._frame_idxs(idxs)
+        return [trees.map(lambda array, at=at: array[at], observations) for at in steps]
+
+    def _frame_idxs(self, idxs):
+        """The rows of those observations, a list of (B,) arrays."""
         # The original's list lacks the start of an episode that is cut off by the dataset's end.
         starts = np.append(self.initial_locs, self.terminal_locs[-1:] + 1)
         first = starts[np.searchsorted(starts, idxs, side='right') - 1]
-        steps = [np.maximum(idxs - back, first) for back in reversed(range(self.frame_stack))]
-        observations = self.arrays['observations']
-        return [trees.map(lambda array, at=at: array[at], observations) for at in steps]
+        return [np.maximum(idxs - back, first) for back in reversed(range(self.frame_stack))]
 
     def _augment(self, batch, source):
         keys = ('observations', 'next_observations')

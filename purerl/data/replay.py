@@ -9,6 +9,12 @@ Deviations from the originals:
 - jaxrl5's ``get_iterator`` hands out batches drawn before the latest insertions; here a batch is
   drawn when it is asked for.
 - float64 spaces and examples are stored as float32.
+- Frames are stacked in the order of insertion; InFOM's buffer, whose programs stack none of its
+  frames, would stack neighbouring rows, in a full ring the newest below the oldest.
+
+Parity quirk of InFOM's buffer: `next_actions` are those of the following row. At the pointer of a
+full ring, between the newest and the oldest row, they are the oldest transition's, as they are the
+next episode's at an episode's end; the last row of the ring repeats its own.
 """
 
 from collections.abc import Mapping
@@ -152,6 +158,7 @@ class ReplayBuffer(Dataset):
     def clear(self) -> None:
         """Forget all transitions."""
         self.size = self.pointer = 0
+        self._forget_episodes()
 
     def state_dict(self) -> dict:
         """Return everything that a resumed run needs, without the rows not yet filled.
@@ -195,6 +202,15 @@ class ReplayBuffer(Dataset):
             buffer[:size] = state[name]
         self.size, self.pointer = size, pointer
         self._forget_episodes()
+
+    def _frame_idxs(self, idxs):
+        # By age: in a full ring the oldest transition lies at the pointer.
+        oldest = self.pointer if self.size == self.capacity else 0
+        ages = (np.asarray(idxs) - oldest) % self.capacity
+        starts = np.unique(np.append(0, (self.terminal_locs + 1 - oldest) % self.capacity))
+        first = starts[np.searchsorted(starts, ages, side='right') - 1]
+        steps = [np.maximum(ages - back, first) for back in reversed(range(self.frame_stack))]
+        return [(step + oldest) % self.capacity for step in steps]
 
     def _advance(self, count: int):
         self.pointer = (self.pointer + count) % self.capacity

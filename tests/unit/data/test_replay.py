@@ -142,6 +142,34 @@ def test_episode_ends_follow_insertions():
     assert buffer.terminal_locs.tolist() == [2, 3]
 
 
+def test_cleared_rows_end_no_episodes():
+    buffer = filled(5)
+    assert buffer.terminal_locs.tolist() == [2]
+    buffer.clear()
+    assert buffer.terminal_locs.tolist() == []
+    buffer.insert(step(0))
+    assert buffer.terminal_locs.tolist() == []
+
+
+@pytest.mark.parametrize('count', [1, 4, 6, 8, 10, 12, 13, 27])
+@pytest.mark.parametrize('ends', [(), (3, 7), (5, 9, 11), tuple(range(0, 30, 2))], ids=str)
+def test_frames_are_stacked_in_the_order_of_insertion(count, ends):
+    buffer = ReplayBuffer.from_spaces(BOX, ACTIONS, 6)
+    buffer.frame_stack = 3
+    for i in range(count):
+        buffer.insert(step(i, truncated=i in ends))
+    oldest, expected = max(0, count - 6), {}
+    for i in range(oldest, count):
+        first = max([oldest, *(end + 1 for end in ends if end < i)])
+        expected[i] = [max(i - back, first) for back in (2, 1, 0)]
+    batch = buffer.sample(buffer.size, np.random.default_rng(0), np.arange(buffer.size))
+    for i, frames, following in zip(
+        batch['rewards'], batch['observations'], batch['next_observations'], strict=True
+    ):
+        assert frames[::3].tolist() == expected[i]
+        assert following[::3].tolist() == [*expected[i][1:], i + 1]
+
+
 # --- Resuming ---------------------------------------------------------------------------------
 
 
