@@ -64,7 +64,7 @@ def read(path: str | os.PathLike) -> dict:
             for key in (*REQUIRED, 'timeouts'):
                 if isinstance(file.get(key), h5py.Dataset):
                     arrays[key] = file[key][()]
-    except (OSError, RuntimeError, KeyError) as error:
+    except (OSError, RuntimeError, KeyError, TypeError, ValueError) as error:
         raise DatasetError(
             f'{path}: not a readable HDF5 file ({error}); it is cut off or damaged, so collect or '
             'download it again'

@@ -131,7 +131,8 @@ def read(path: str | os.PathLike) -> dict:
             for key in (*REQUIRED, *INFO):
                 if key in file:
                     arrays[key] = file[key]
-    except (OSError, EOFError, ValueError, zipfile.BadZipFile, zlib.error) as error:
+    # RuntimeError and NotImplementedError: zipfile takes damaged headers for encryption and such.
+    except (OSError, EOFError, ValueError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
         at = f' at key {key!r}' if key else ''
         raise DatasetError(
             f'{path}: not a readable npz file{at} ({error}); it is cut off or damaged, so collect '

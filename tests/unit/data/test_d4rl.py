@@ -134,6 +134,20 @@ def test_a_truncated_file(tmp_path, share):
         d4rl.load(path)
 
 
+def test_a_file_with_numbers_that_numpy_lacks(tmp_path):
+    path = tmp_path / 'a.hdf5'
+    d4rl.save(path, rows())
+    dtype = h5py.h5t.IEEE_F64LE.copy()
+    dtype.set_size(16)
+    dtype.set_precision(128)
+    dtype.set_fields(127, 97, 30, 0, 97)  # as where the description of a dtype is damaged
+    with h5py.File(path, 'a') as file:
+        del file['rewards']
+        h5py.h5d.create(file.id, b'rewards', dtype, h5py.h5s.create_simple((10,)))
+    with pytest.raises(DatasetError, match=r'a.hdf5: not a readable HDF5 file'):
+        d4rl.load(path)
+
+
 @pytest.mark.parametrize(
     ('changes', 'message'),
     [

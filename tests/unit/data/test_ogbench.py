@@ -191,6 +191,16 @@ def test_a_file_with_flipped_bytes_names_the_key(path):
         loader.load(path, env_name=TASK)
 
 
+@pytest.mark.parametrize(('offset', 'value'), [(6, 200), (8, 1)], ids=['version', 'encrypted'])
+def test_a_file_with_flipped_bytes_in_its_directory(path, offset, value):
+    data = bytearray(path.read_bytes())
+    data[data.index(b'PK\x01\x02') + offset] = value
+    data[6] |= value == 1  # the flag of encryption stands in an entry's own header too
+    path.write_bytes(bytes(data))
+    with pytest.raises(DatasetError, match=r'cube-single-play-v0.npz: not a readable npz'):
+        loader.load(path)
+
+
 def test_pickled_arrays_are_never_loaded(tmp_path):
     rows = states()
     rows['actions'] = np.array([object()] * 12, dtype=object)
