@@ -488,7 +488,20 @@ class Dropout(Module):
 
 
 def _pair(value: int | Sequence[int]) -> tuple[int, int]:
-    return (value, value) if isinstance(value, int) else tuple(value)
+    """Return `value` for both axes of an image, height and width."""
+    pair = (value, value) if isinstance(value, int) else tuple(value)
+    if len(pair) != 2:
+        raise ValueError(f'expected one number or one for each axis of an image, got {value!r}')
+    return pair
+
+
+def _padding(padding):
+    """Return a padding in one of the forms that `_pad` takes, 'SAME' where Flax takes 'same'."""
+    if isinstance(padding, str):
+        if padding.upper() in ('SAME', 'VALID'):
+            return padding.upper()
+        raise ValueError(f"padding must be 'SAME', 'VALID' or numbers, got {padding!r}")
+    return tuple(_pair(sides) for sides in _pair(padding))
 
 
 def _same_padding(size: int, window: int, stride: int) -> tuple[int, int]:
@@ -515,14 +528,25 @@ def _on_images(fn, x):
 
 
 class Conv(Module):
-    """Convolution of NHWC images with an HWIO kernel; leading axes are batches."""
+    """Convolution of NHWC images with an HWIO kernel; leading axes are batches.
+
+    Args:
+        features: output channels.
+        kernel_size, strides: one number, which holds for both axes (in Flax a number makes a
+            one-dimensional kernel), or (height, width).
+        padding: 'SAME', 'VALID', a number for all sides, or for each axis a number or
+            (before, behind).
+
+    Raises:
+        ValueError: for any other form.
+    """
 
     def __init__(
         self,
         features: int,
         kernel_size: int | Sequence[int],
         strides: int | Sequence[int] = 1,
-        padding: str | Sequence[Sequence[int]] = 'SAME',
+        padding: str | int | Sequence[int | Sequence[int]] = 'SAME',
         kernel_init: Initializer | None = None,
         use_bias: bool = True,
     ):
@@ -530,7 +554,7 @@ class Conv(Module):
         self.features = features
         self.kernel_size = _pair(kernel_size)
         self.strides = _pair(strides)
-        self.padding = padding
+        self.padding = _padding(padding)
         self.kernel_init = kernel_init or lecun_normal()
         self.use_bias = use_bias
         self.declare('kernel', *(['bias'] if use_bias else []))
@@ -551,7 +575,9 @@ def max_pool(x, window_shape, strides, padding: str = 'VALID') -> torch.Tensor:
     """Maximum over windows of NHWC images."""
 
     def pool(images):
-        padded = _pad(images, _pair(window_shape), _pair(strides), padding, value=-math.inf)
+        padded = _pad(
+            images, _pair(window_shape), _pair(strides), _padding(padding), value=-math.inf
+        )
         return F.max_pool2d(padded, _pair(window_shape), _pair(strides))
 
     return _on_images(pool, x)

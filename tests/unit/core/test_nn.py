@@ -258,6 +258,17 @@ PAIRS = {
         linen.Conv(4, (3, 3), (2, 2), padding=((3, 1), (0, 2))),
         IMAGES,
     ),
+    'conv_padded_by_one': (nn.Conv(4, 3, padding=1), linen.Conv(4, (3, 3), padding=1), IMAGES),
+    'conv_padded_by_axis': (
+        nn.Conv(4, 3, 2, padding=[(1, 1), 2]),
+        linen.Conv(4, (3, 3), (2, 2), padding=[(1, 1), 2]),
+        IMAGES,
+    ),
+    'conv_padded_by_numbers': (
+        nn.Conv(4, 3, padding=(1, 2)),
+        linen.Conv(4, (3, 3), padding=(1, 2)),
+        IMAGES,
+    ),
     'conv_of_one_image': (nn.Conv(4, 3), linen.Conv(4, (3, 3)), IMAGES[0]),
     'conv_of_many_axes': (nn.Conv(4, 3), linen.Conv(4, (3, 3)), array(2, 3, 5, 4, 2)),
     'numbers': (TwoOfEach(), LinenTwoOfEach(), VECTORS),
@@ -302,6 +313,24 @@ def test_init_forward_and_gradients(name):
     close(grads[1], jax_grads[1])
     for path, grad in trees.leaves_with_path(grads[0]):
         close(grad, flat(jax_grads[0])['/'.join(path)])
+
+
+def test_paddings_by_name_in_any_case():
+    for name in ('same', 'Valid'):
+        assert nn.Conv(4, 3, padding=name).padding == name.upper()
+    assert nn.max_pool(torch.zeros(5, 5, 1), 3, 2, 'same').shape == (3, 3, 1)
+
+
+@pytest.mark.parametrize('padding', ['CIRCULAR', 'CAUSAL', '', (1,), (1, 2, 3), ((1, 1), (1,))])
+def test_other_paddings_are_refused_at_once(padding):
+    with pytest.raises(ValueError, match=r'padding must be|each axis of an image'):
+        nn.Conv(4, 3, padding=padding)
+
+
+def test_kernels_have_two_axes():
+    for size in ((3,), (3, 3, 3)):
+        with pytest.raises(ValueError, match='each axis of an image'):
+            nn.Conv(4, size)
 
 
 def without_heads(params):
