@@ -15,25 +15,31 @@ from purerl.core import random
 _HALF_LOG_2PI = 0.5 * math.log(2 * math.pi)
 
 
+def _shape(sample_shape: int | Sequence[int]) -> tuple[int, ...]:
+    return (sample_shape,) if isinstance(sample_shape, int) else tuple(sample_shape)
+
+
 class MultivariateNormalDiag:
     """Normal with diagonal covariance over the last axis.
 
     Args:
         loc: means, (..., A).
-        scale_diag: standard deviations, broadcastable to `loc`.
+        scale_diag: standard deviations, (..., A); the two broadcast.
     """
 
     def __init__(self, loc: torch.Tensor, scale_diag: torch.Tensor):
         self.loc = loc
         self.scale_diag = scale_diag
 
-    def _noise(self, seed: torch.Tensor, sample_shape: tuple[int, ...]) -> torch.Tensor:
-        shape = torch.broadcast_shapes(self.loc.shape, self.scale_diag.shape)
-        return random.normal(seed, (*sample_shape, *shape))
+    def _batch_and_event(self) -> torch.Size:
+        return torch.broadcast_shapes(self.loc.shape, self.scale_diag.shape)
 
-    def sample(self, seed: torch.Tensor, sample_shape: Sequence[int] = ()) -> torch.Tensor:
+    def _noise(self, seed: torch.Tensor, sample_shape: tuple[int, ...]) -> torch.Tensor:
+        return random.normal(seed, (*sample_shape, *self._batch_and_event()))
+
+    def sample(self, seed: torch.Tensor, sample_shape: int | Sequence[int] = ()) -> torch.Tensor:
         """Draw samples, (*sample_shape, ..., A), differentiable in the parameters."""
-        return self.loc + self.scale_diag * self._noise(seed, tuple(sample_shape))
+        return self.loc + self.scale_diag * self._noise(seed, _shape(sample_shape))
 
     def log_prob(self, value: torch.Tensor) -> torch.Tensor:
         """Log-density of `value`, summed over the last axis."""
@@ -41,7 +47,7 @@ class MultivariateNormalDiag:
         return (-0.5 * z * z - _HALF_LOG_2PI - torch.log(self.scale_diag)).sum(-1)
 
     def sample_and_log_prob(
-        self, seed: torch.Tensor, sample_shape: Sequence[int] = ()
+        self, seed: torch.Tensor, sample_shape: int | Sequence[int] = ()
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Draw samples and return them with their log-densities."""
         samples = self.sample(seed, sample_shape)
@@ -49,11 +55,11 @@ class MultivariateNormalDiag:
 
     def mode(self) -> torch.Tensor:
         """The mean."""
-        return self.loc
+        return self.loc.expand(self._batch_and_event())
 
     def stddev(self) -> torch.Tensor:
         """Standard deviations, in the shape of the mean."""
-        return self.scale_diag.expand_as(self.loc)
+        return self.scale_diag.expand(self._batch_and_event())
 
     def entropy(self) -> torch.Tensor:
         """Differential entropy in nats, summed over the last axis."""
@@ -79,7 +85,7 @@ class TanhTransformed:
         # log(1 - tanh(x)**2), stable for large |x|.
         return (2.0 * (math.log(2.0) - x - F.softplus(-2.0 * x))).sum(-1)
 
-    def sample(self, seed: torch.Tensor, sample_shape: Sequence[int] = ()) -> torch.Tensor:
+    def sample(self, seed: torch.Tensor, sample_shape: int | Sequence[int] = ()) -> torch.Tensor:
         """Draw samples in (-1, 1)."""
         return torch.tanh(self.distribution.sample(seed, sample_shape))
 
@@ -93,7 +99,7 @@ class TanhTransformed:
         return self.distribution.log_prob(x) - self._log_det(x)
 
     def sample_and_log_prob(
-        self, seed: torch.Tensor, sample_shape: Sequence[int] = ()
+        self, seed: torch.Tensor, sample_shape: int | Sequence[int] = ()
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Draw samples and return them with their log-densities."""
         x, log_prob = self.distribution.sample_and_log_prob(seed, sample_shape)
@@ -110,18 +116,19 @@ class Categorical:
     def __init__(self, logits: torch.Tensor):
         self.logits = torch.log_softmax(logits, -1)
 
-    def sample(self, seed: torch.Tensor, sample_shape: Sequence[int] = ()) -> torch.Tensor:
+    def sample(self, seed: torch.Tensor, sample_shape: int | Sequence[int] = ()) -> torch.Tensor:
         """Draw category indices, int32 of shape (*sample_shape, ...)."""
-        shape = (*sample_shape, *self.logits.shape[:-1])
+        shape = (*_shape(sample_shape), *self.logits.shape[:-1])
         return random.categorical(seed, self.logits, shape=shape)
 
     def log_prob(self, value: torch.Tensor) -> torch.Tensor:
-        """Log-probability of the category indices `value`."""
-        logits = self.logits.expand(*value.shape, self.logits.shape[-1])
-        return torch.gather(logits, -1, value.long().unsqueeze(-1)).squeeze(-1)
+        """Log-probability of the category indices `value`, which broadcast to the batch."""
+        shape = torch.broadcast_shapes(value.shape, self.logits.shape[:-1])
+        logits = self.logits.expand(*shape, self.logits.shape[-1])
+        return torch.gather(logits, -1, value.long().expand(shape).unsqueeze(-1)).squeeze(-1)
 
     def sample_and_log_prob(
-        self, seed: torch.Tensor, sample_shape: Sequence[int] = ()
+        self, seed: torch.Tensor, sample_shape: int | Sequence[int] = ()
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Draw indices and return them with their log-probabilities."""
         samples = self.sample(seed, sample_shape)
@@ -147,16 +154,16 @@ class Deterministic:
     def __init__(self, loc: torch.Tensor):
         self.loc = loc
 
-    def sample(self, seed: torch.Tensor, sample_shape: Sequence[int] = ()) -> torch.Tensor:
+    def sample(self, seed: torch.Tensor, sample_shape: int | Sequence[int] = ()) -> torch.Tensor:
         """Return `loc`, repeated to (*sample_shape, ...)."""
-        return self.loc.expand((*sample_shape, *self.loc.shape))
+        return self.loc.expand((*_shape(sample_shape), *self.loc.shape))
 
     def log_prob(self, value: torch.Tensor) -> torch.Tensor:
         """0 where `value` equals `loc`, else minus infinity."""
         return torch.where(value == self.loc, 0.0, -math.inf)
 
     def sample_and_log_prob(
-        self, seed: torch.Tensor, sample_shape: Sequence[int] = ()
+        self, seed: torch.Tensor, sample_shape: int | Sequence[int] = ()
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Return `loc` and zeros."""
         samples = self.sample(seed, sample_shape)

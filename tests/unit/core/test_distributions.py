@@ -106,6 +106,31 @@ def test_normal_statistics():
     assert torch.equal(dist.scale_diag, torch.tensor(scale))
 
 
+@pytest.mark.parametrize('shapes', [((3,), (5, 3)), ((4, 1, 3), (5, 3))], ids=str)
+def test_normal_of_a_shared_mean(shapes):
+    loc, scale = (np.exp(RNG.standard_normal(shape)).astype(np.float32) for shape in shapes)
+    ours = normal(torch.from_numpy(loc), torch.from_numpy(scale))
+    theirs = distrax.MultivariateNormalDiag(loc, scale)
+    close(ours.mode(), theirs.mode())
+    close(ours.stddev(), theirs.stddev())
+    close(ours.entropy(), theirs.entropy())
+    close(squashed(ours.loc, ours.scale_diag).mode(), jnp.tanh(theirs.mode()))
+
+
+def test_sample_shapes_that_are_numbers():
+    loc, logits = torch.zeros(3), torch.zeros(4, 3)
+    for distribution in (normal(loc, loc + 1), squashed(loc, loc + 1), Categorical(logits)):
+        assert torch.equal(distribution.sample(KEY, 2), distribution.sample(KEY, (2,)))
+    assert Deterministic(loc).sample(KEY, 2).shape == (2, 3)
+
+
+def test_categorical_of_one_value_for_a_batch():
+    logits = RNG.standard_normal((2, 3, 5)).astype(np.float32)
+    ours, theirs = Categorical(torch.from_numpy(logits)), distrax.Categorical(logits)
+    for value in (np.int32(4), np.array([0, 2, 4]), np.arange(3).reshape(3, 1, 1)):
+        close(ours.log_prob(torch.as_tensor(value)), theirs.log_prob(value))
+
+
 def test_squashed_mode_and_inner_attributes():
     loc, scale = parameters('batch')
     dist = squashed(torch.from_numpy(loc), torch.from_numpy(scale))
