@@ -17,7 +17,7 @@ import io
 import os
 import pickle
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -27,6 +27,7 @@ import torch
 from purerl.core import trees
 from purerl.core.checkpoint import CheckpointError, as_leaf, as_tensor, difference, replacing
 
+_MAX_PARTS = 10**6  # of a state dict: far more than an agent has
 _CHUNK_BYTES = 2**30  # msgpack holds less than 2**31 bytes per object; Flax splits from here on
 _CHUNKED = '__msgpack_chunked_array__'
 _NDARRAY, _COMPLEX, _SCALAR = 1, 2, 3  # Flax's msgpack extension types
@@ -83,10 +84,10 @@ def restore_flax(agent, state_dict: Mapping):
         A tree like `agent`, on its devices and with its dtypes.
 
     Raises:
-        CheckpointError: if paths are missing or unexpected, or shapes or kinds of dtype differ;
-            the message names the first of each.
+        CheckpointError: if paths are missing or unexpected, or shapes or kinds of dtype differ
+            (the message names the first of each), or if there are a million of them.
     """
-    given = dict(trees.leaves_with_path(_plain_dicts(state_dict)))
+    given = dict(trees.leaves_with_path(_plain_dicts(state_dict, iter(range(_MAX_PARTS)))))
     expected = dict(trees.leaves_with_path(agent))
     flexible = getattr(agent, 'changes_shape', frozenset())
     restored, misfits = [], []
@@ -149,10 +150,17 @@ def save_flax(path: str | os.PathLike, agent) -> None:
         temporary.write_bytes(content)
 
 
-def _plain_dicts(node):
-    if isinstance(node, Mapping):
-        return {str(name): _plain_dicts(child) for name, child in node.items()}
-    return node
+def _plain_dicts(node, room: Iterator):
+    """Make dicts of all containers, one item of `room` for each part.
+
+    A short pickle of containers that share their parts unfolds to any number of them.
+    """
+    if next(room, None) is None:
+        raise CheckpointError(f'the Flax state has more than {_MAX_PARTS} parts: it is no agent')
+    children = node if isinstance(node, Mapping) else trees.children(node)
+    if children is None:
+        return node
+    return {str(name): _plain_dicts(child, room) for name, child in children.items()}
 
 
 def _restore_leaf(value, like, fixed_shape):

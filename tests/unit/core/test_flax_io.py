@@ -461,6 +461,18 @@ def test_a_container_that_contains_itself_is_refused(tmp_path):
         flax_io.load_safe_pickle(dump(tmp_path / 'a.pkl', cycle))
 
 
+@pytest.mark.parametrize(
+    'pair', [lambda x: [x, x], lambda x: {'a': x, 'b': x}], ids=['list', 'dict']
+)
+def test_shared_containers_are_not_unfolded_without_end(tmp_path, pair):
+    state = pair(0)
+    for _ in range(60):
+        state = pair(state)
+    state = flax_io.load_safe_pickle(dump(tmp_path / 'a.pkl', {'w': state}))
+    with pytest.raises(CheckpointError, match='more than 1000000 parts'):
+        flax_io.restore_flax({'w': torch.zeros(2)}, state)
+
+
 def test_an_array_whose_bytes_disagree_with_its_shape_is_refused():
     for size in (2, 4):
         content = pickle.dumps(Call(np.ndarray, (3,), '<f4', bytes(4 * size)))
