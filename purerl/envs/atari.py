@@ -4,6 +4,9 @@ Counterpart of envs/normal_atari.py of Stilwell-Git/Randomized-Return-Decomposit
 ale-py instead of gym 0.18 (`<Game>Deterministic-v4` and `-v0`) and without OpenCV, whose
 conversion to grey and area interpolation are reproduced bit for bit.
 
+Sticky actions are drawn here, by the emulator's rule: the action that it remembers is in none of
+its snapshots.
+
 Options that the original does not have are off by default: `frame_max`, `life_loss_ends`.
 """
 
@@ -57,9 +60,10 @@ def make_atari(
 
     Args:
         env_name: A game (`games`).
-        seed: Seeds the emulator (sticky actions) and the spaces. None: the operating system does.
+        seed: Seeds the emulator, sticky actions and the spaces. None: the operating system does.
         max_episode_steps: Time limit, in steps of `frame skip` frames.
-        sticky: Whether the emulator repeats the last action with probability 0.25.
+        sticky: Whether each of the emulator's frames repeats the last one's action with probability
+            0.25.
         noop: Frames skipped at the start of an episode by doing nothing, those of the first
             observation included, in steps.
         frames: Frames in an observation.
@@ -103,7 +107,8 @@ class Game:
 
         ale_py.ALEInterface.setLoggerMode(ale_py.LoggerMode.Error)
         self._ale = ale_py.ALEInterface()
-        self._ale.setFloat('repeat_action_probability', _STICKINESS if sticky else 0.0)
+        self._ale.setFloat('repeat_action_probability', 0.0)
+        self._sticky = sticky
         self._rom_path = str(roms.get_rom_path(rom))
         self._frame_skip = _FRAME_SKIPS.get(rom, _FRAME_SKIP)
         self._frame_max = frame_max
@@ -111,11 +116,12 @@ class Game:
         self.seed(0)
 
     def seed(self, seed):
-        """Seeds the emulator, which starts anew."""
+        """Seeds the emulator, which starts anew, and sticky actions."""
         self._ale.setInt('random_seed', seed % 2**31)
         self._ale.loadROM(self._rom_path)
         self._actions = self._ale.getMinimalActionSet()
-        self._before = None
+        self._stream = np.random.default_rng(seed)
+        self._executed, self._before = 0, None
 
     @property
     def num_actions(self):
@@ -127,7 +133,7 @@ class Game:
 
     def reset(self):
         self._ale.reset_game()
-        self._before = None
+        self._executed, self._before = 0, None
 
     def step(self, action):
         """Repeats an action for the frame skip; returns (reward, game over)."""
@@ -135,7 +141,9 @@ class Game:
         for i in range(self._frame_skip):
             if self._frame_max and i == self._frame_skip - 1:
                 self._before = self._ale.getScreenRGB()
-            reward += self._ale.act(self._actions[action])
+            if not (self._sticky and self._stream.random() < _STICKINESS):
+                self._executed = action
+            reward += self._ale.act(self._actions[self._executed])
         return reward, self._ale.game_over()
 
     def screen(self):
@@ -144,9 +152,12 @@ class Game:
         return screen if self._before is None else np.maximum(screen, self._before)
 
     def snapshot_state(self):
-        """Returns the emulator's complete state (see `purerl.envs.snapshot`)."""
+        """Returns the game's complete state (see `purerl.envs.snapshot`)."""
         system = self._ale.cloneState(include_rng=True).serialize()
-        return {'system': np.frombuffer(system, np.uint8).copy(), 'before': self._before}
+        state = {'system': np.frombuffer(system, np.uint8).copy(), 'before': self._before}
+        if self._sticky:
+            state |= {'stream': self._stream.bit_generator.state, 'executed': self._executed}
+        return state
 
     def restore_snapshot(self, state):
         """Goes on from what `snapshot_state` returned."""
@@ -154,6 +165,9 @@ class Game:
 
         self._ale.restoreState(ale_py.ALEState(state['system'].tobytes()))
         self._before = state['before']
+        if self._sticky:
+            self._stream.bit_generator.state = state['stream']
+            self._executed = state['executed']
 
 
 class AtariEnv(gymnasium.Env):

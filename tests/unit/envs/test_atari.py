@@ -143,6 +143,53 @@ def test_snapshots_go_on_frame_for_frame():
     check_renders(other)
 
 
+def test_snapshots_of_sticky_games_go_on_in_another_emulator():
+    """Whatever action that one executed last, which the emulator's own snapshots do not hold."""
+    game, other = (atari.Game('breakout', sticky=True, frame_max=False) for _ in range(2))
+    rng = np.random.default_rng(0)
+    for started, seed in ((game, 3), (other, 9)):
+        started.seed(seed)
+        started.reset()
+    for _ in range(60):
+        if any(game.step(int(action))[1] for action in rng.integers(game.num_actions, size=3)):
+            game.reset()
+        state = game.snapshot_state()
+        actions = [int(action) for action in rng.integers(game.num_actions, size=6)]
+        played = []
+        for each in (game, other):
+            each.restore_snapshot(state)
+            played.append([(each.step(action), each.screen().tobytes()) for action in actions])
+        assert played[0] == played[1]
+
+
+class Emulator:
+    """Writes down the actions of its frames."""
+
+    def __init__(self):
+        self.frames = []
+
+    def act(self, action):
+        self.frames.append(action)
+        return 0
+
+    def game_over(self):
+        return False
+
+
+@pytest.mark.parametrize('sticky', [False, True])
+def test_sticky_games_repeat_a_quarter_of_the_frames(sticky):
+    game = atari.Game('breakout', sticky, frame_max=False)
+    game._ale, commands = Emulator(), [i % 4 for i in range(1000)]
+    for command in commands:
+        game.step(command)
+    frames = np.reshape(game._ale.frames, (1000, 4))
+    wanted = np.array([game._actions[command] for command in commands])
+    # Once a frame has taken the command, the next ones repeat that.
+    delays = (frames != wanted[:, None]).mean(0)
+    expected = 0.25 ** np.arange(1, 5) if sticky else np.zeros(4)
+    np.testing.assert_allclose(delays, expected, atol=0.05 if sticky else 0)
+
+
 def test_episodic_rewards_are_paid_at_the_end():
     env = EpisodicRewards(atari.AtariEnv(Game(), 4, noop=0, frames=2))
     env.reset()
