@@ -149,6 +149,7 @@ def _learner_agent(case):
     config.update({key: 0.1 for key in ('q_lr', 'pi_lr') if key in config})
     names = {field.name for field in dataclasses.fields(Settings)} - {'env_name'}
     given = {key: value for key, value in case.config.items() if key in names}
+    given['env_name'] = 'Assault' if len(case.config['obs_dims']) > 1 else 'Pendulum-v1'
     return Agent(case.agent, cls, ml_collections.ConfigDict(config)), Settings(**given)
 
 

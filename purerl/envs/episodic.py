@@ -4,7 +4,7 @@ Counterpart of envs/ of Stilwell-Git/Randomized-Return-Decomposition @ bc80473.
 """
 
 import gymnasium
-from gymnasium.spaces import Discrete
+from gymnasium.spaces import Box, Discrete
 
 from purerl.envs import atari
 from purerl.envs.make import check_continuous, make
@@ -78,6 +78,26 @@ def options_of(flags):
     return options
 
 
+def check_observations(env):
+    """Refuses observations that the agents do not take: all but vectors and Atari's frames.
+
+    Args:
+        env: A `gymnasium.Env`.
+
+    Raises:
+        ValueError: If the observation space is neither a Box with one axis nor an Atari game's.
+    """
+    space = env.observation_space
+    if isinstance(env.unwrapped, atari.AtariEnv):
+        return
+    if not (isinstance(space, Box) and len(space.shape) == 1):
+        raise ValueError(
+            f'{_name_of(env)} has the observation space {space}, but this agent needs a Box with '
+            'one axis, as CartPole-v1 or HalfCheetah-v5 have; images are those of Atari games, by '
+            'their names here: Assault, Pong'
+        )
+
+
 def check_actions(env, discrete):
     """Refuses an environment that an agent of one kind of actions cannot act in.
 
@@ -91,8 +111,11 @@ def check_actions(env, discrete):
     if not discrete:
         check_continuous(env)
     elif not (isinstance(env.action_space, Discrete) and env.action_space.start == 0):
-        name = env.spec.id if env.spec is not None else type(env.unwrapped).__name__
         raise ValueError(
-            f'{name} has the action space {env.action_space}, but this agent needs discrete '
-            'actions 0, 1, ...: an Atari game, or CartPole-v1'
+            f'{_name_of(env)} has the action space {env.action_space}, but this agent needs '
+            'discrete actions 0, 1, ...: an Atari game, or CartPole-v1'
         )
+
+
+def _name_of(env):
+    return env.spec.id if env.spec is not None else type(env.unwrapped).__name__

@@ -7,7 +7,7 @@ epoch. An episode's transitions enter the replay buffer when it has ended, and l
 the first iteration that ends with `warmup` of them. A batch is drawn for the observations'
 statistics in each iteration, also where there are none.
 
-In an environment with images, an episode that the time limit ends counts as terminated; elsewhere
+In an Atari game, an episode that the time limit ends counts as terminated; elsewhere
 it does not, even if it would have ended in that step anyway (both as in the original).
 
 `num_envs` environments can take these steps side by side, with one call of the agent for a step of
@@ -24,7 +24,13 @@ import numpy as np
 import torch
 
 from purerl.core import random
-from purerl.envs.episodic import ENV_TYPES, check_actions, make_episodic, options_of
+from purerl.envs.episodic import (
+    ENV_TYPES,
+    check_actions,
+    check_observations,
+    make_episodic,
+    options_of,
+)
 from purerl.train.config import Agent, RunError, check_settings, setting
 from purerl.train.episodic_lanes import MODES
 from purerl.train.episodic_learner import Learner, run_iteration
@@ -171,6 +177,7 @@ def _check_agent(agent, settings):
 def _check_environment(agent, env):
     try:
         check_actions(env, agent.agent_class.acts_discretely(agent.config))
+        check_observations(env)
     except ValueError as error:
         raise RunError(f'{agent.path}: {error}') from error
 

@@ -13,9 +13,10 @@ from purerl.core import random
 from purerl.data.episode_replay import EliteReplay, EpisodeReplay
 from purerl.data.frame_replay import FrameReplay
 from purerl.data.transition_replay import TransitionReplay
+from purerl.envs.atari import is_atari
 from purerl.train.config import Agent, RunError
 from purerl.train.episodic_lanes import make_lanes
-from purerl.train.evaluation import evaluate, policy_of
+from purerl.train.evaluation import disturbed, evaluate, policy_of
 from purerl.train.loop import EVAL_SEED_OFFSET, restore_snapshots, take_snapshots
 
 _PATIENCE = 5.0  # seconds for environments in other processes to finish a step when all is over
@@ -41,7 +42,7 @@ class World:
         self._needs, self._config = agent.needs, agent.config
         # Read once: ConfigDict looks for similar names when one is missing, for 0.2 ms.
         self._policy_delay = agent.config.get('policy_delay')
-        self._images = len(self.test_env.observation_space.shape) == 3
+        self._atari = is_atari(settings.env_name)
         self.buffer = self._make_buffer()
         make_env = settings.make_env if env is None else lambda seed: env
         self.envs = make_lanes(make_env, seed, settings.num_envs, settings.vectorization_mode)
@@ -60,7 +61,7 @@ class World:
             'masks': np.float32(0),
             'next_observations': observation,
         }
-        if self._images:
+        if self._atari:
             kind = FrameReplay
         elif 'subsequences' in self._needs:
             kind = EpisodeReplay
@@ -104,7 +105,7 @@ class World:
             following, rewards, terminations, truncations, infos = self.envs.step(actions)
         masks = self._masks(terminations, truncations)
         ended, episodes = terminations | truncations, []
-        if self._images and self.settings.env_type == 'normal':
+        if self._atari and self.settings.env_type == 'normal':
             rewards = np.clip(rewards, -self.settings.rews_scale, self.settings.rews_scale)
         for lane in range(len(actions)):
             self.steps += 1
@@ -138,7 +139,7 @@ class World:
             ) from error
 
     def _masks(self, terminations, truncations):
-        ends = terminations | truncations if self._images else terminations & ~truncations
+        ends = terminations | truncations if self._atari else terminations & ~truncations
         return np.float32(~ends)
 
     def _remember(self, entry, lane):
@@ -181,8 +182,8 @@ class World:
     def test(self, agent, step: int) -> tuple[dict, list]:
         """Run test episodes; returns statistics and no renders. Training's streams stay as is."""
         policy = policy_of(agent)
-        if self._images:
-            policy = _disturbed(policy, self.settings.test_eps, self.test_env.action_space.n)
+        if self._atari:
+            policy = disturbed(policy, self.settings.test_eps, self.test_env.action_space.n)
         statistics, _, renders = evaluate(
             policy, self.test_env, self.settings.test_rollouts, random.fold_in(self.key, step)
         )
@@ -226,16 +227,3 @@ def _of_lane(statistics, lane):
         for key, values in statistics.items()
         if not key.startswith('_') and statistics[f'_{key}'][lane]
     }
-
-
-def _disturbed(policy, share, num_actions):
-    """Replace a share of a policy's actions by random ones."""
-
-    def disturbed(observation, key):
-        key, uniform_key, action_key = random.split(key, 3)
-        action = policy(observation, key)
-        if random.uniform(uniform_key) <= share:
-            return random.randint(action_key, (), 0, num_actions).numpy()
-        return action
-
-    return disturbed

@@ -13,7 +13,7 @@ from purerl.envs import episodic
 from purerl.envs.make import make
 from purerl.envs.pixels import options_of
 from purerl.train.config import RunError, load_agent
-from purerl.train.evaluation import exploring_policy_of, policy_of, to_numpy
+from purerl.train.evaluation import disturbed, exploring_policy_of, policy_of, to_numpy
 from purerl.train.phases import by_frames
 from purerl.train.run import create_agents, examples_of, read_json
 from purerl.train.seeds import stack, unstack
@@ -88,7 +88,8 @@ class TrainedRun:
 
         Args:
             i: which agent.
-            explore: whether it acts with its exploration noise, or by its mode.
+            explore: whether it acts with its exploration noise, or as in the run's evaluations: by
+                its mode, in Atari games with a share `test_eps` of random actions.
 
         Returns:
             `policy(observation, key) -> action`, from raw observations of the run's environment.
@@ -99,6 +100,9 @@ class TrainedRun:
             inputs = {} if latent is None else {'latents': latent}
         make_policy = exploring_policy_of if explore else policy_of
         act = make_policy(self.agents[i], **inputs)
+        episodes = 'test_eps' in self.flags  # of the loop on whole episodes
+        if episodes and not explore and episodic.atari.is_atari(self.flags['env_name']):
+            act = disturbed(act, self.flags['test_eps'], self.examples['actions'].shape[-1])
         if statistics is None:
             return act
         prepare = by_frames(lambda frame: normalize(frame, **statistics), self.frame_stack)
