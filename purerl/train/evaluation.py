@@ -67,10 +67,33 @@ def exploring_policy_of(agent, **inputs):
         return policy_of(agent, temperature=1.0, **inputs)
 
     def explore(observation, key):
-        actions, _ = agent.replace(rng=key).sample_actions(observation)
+        keyed = agent.with_rng(key) if hasattr(agent, 'with_rng') else agent.replace(rng=key)
+        actions, _ = keyed.sample_actions(observation)
         return to_numpy(actions)
 
     return explore
+
+
+def disturbed(policy, share, num_actions):
+    """Replaces a share of a policy's actions by random ones, as in RRD's tests of Atari games.
+
+    Args:
+        policy: As of `policy_of`.
+        share: Probability of a random action.
+        num_actions: Number of discrete actions.
+
+    Returns:
+        `policy(observation, key) -> action`.
+    """
+
+    def act(observation, key):
+        key, uniform_key, action_key = random.split(key, 3)
+        action = policy(observation, key)
+        if random.uniform(uniform_key) <= share:
+            return random.randint(action_key, (), 0, num_actions).numpy()
+        return action
+
+    return act
 
 
 def to_numpy(actions):

@@ -45,9 +45,11 @@ def export_replay(
         seeds = ', '.join(map(str, trained.seeds))
         raise ValueError(f'{run} has trained the seeds {seeds}, not {trained_seed}')
     states = trained.state if isinstance(trained.state, list) else []
-    state = states[trained.seeds.index(trained_seed)]['buffer'] if states else None
-    if not state or not state['size']:
-        raise RunError(f'{run} has no replay buffer; runs of experiments.online have one')
+    state = states[trained.seeds.index(trained_seed)]['buffer'] if states else {}
+    if not state.get('size'):  # those of experiments.rrd hold episodes, in another arrangement
+        raise RunError(
+            f'{run} has no replay buffer that can be exported; runs of experiments.online have one'
+        )
     arrays = to_d4rl(state)
     d4rl.save(path, {key: array[:num_transitions] for key, array in arrays.items()})
     return [Path(path)]

@@ -6,10 +6,12 @@ import json
 import gymnasium
 import numpy as np
 import pytest
+from gymnasium.envs.registration import EnvSpec
 
+from experiments import collect as collect_launcher
 from experiments import evaluate as evaluate_launcher
 from experiments import rrd as launcher
-from purerl.core import jit, trees
+from purerl.core import jit, random, trees
 from purerl.core.checkpoint import latest_step
 from purerl.envs.episodic import make_episodic, options_of
 from purerl.train import episodic, episodic_world
@@ -136,6 +138,37 @@ def test_a_run_can_be_evaluated_from_its_folder(tmp_path, capsys, name):
     argv = ['evaluate', f'--run={tmp_path / "run"}', '--episodes=2']
     evaluate_launcher.main(argv)
     assert 'episode.length: 12' in capsys.readouterr().out
+
+
+@pytest.mark.parametrize('alg', ['rrd', 'ircr', 'sac'])
+def test_agents_collect_with_their_noise(tmp_path, alg):
+    run(tmp_path, alg=alg, basis_alg=None if alg == 'sac' else 'sac', cycles=1)
+    flags = ['--policy=checkpoint', '--nodeterministic', '--num_transitions=30']
+    collect_launcher.main(
+        ['x', *flags, f'--checkpoint={tmp_path / "run"}', f'--path={tmp_path / "data.hdf5"}']
+    )
+    actions = [load_run(tmp_path / 'run').policy(explore=e) for e in (False, True)]
+    keys = [random.key(i) for i in range(2)]
+    same, noisy = ([act(np.zeros(3, np.float32), key) for key in keys] for act in actions)
+    assert same[0] == same[1] and noisy[0] != noisy[1]
+
+
+def test_a_buffer_of_episodes_is_not_exported(tmp_path):
+    run(tmp_path, cycles=1)
+    flags = ['--policy=replay', f'--checkpoint={tmp_path / "run"}', f'--path={tmp_path}/x.hdf5']
+    with pytest.raises(RunError, match='no replay buffer that can be exported; runs of'):
+        collect_launcher.main(['x', *flags])
+
+
+def test_games_are_evaluated_as_the_run_tests_them(tmp_path):
+    """With `test_eps` random actions."""
+    run(tmp_path, **ATARI, cycles=1, iterations=1, warmup=0, test_eps=1.0)
+    trained = load_run(tmp_path / 'run')
+    observation = np.zeros((84, 84, 4), np.uint8)
+    acts = [int(trained.policy()(observation, random.key(i))) for i in range(20)]
+    assert set(acts) == set(range(7))
+    trained.flags['test_eps'] = 0.0
+    assert len({int(trained.policy()(observation, random.key(i))) for i in range(20)}) == 1
 
 
 @pytest.mark.parametrize('basis_alg, num_envs', [('sac', 1), ('td3', 1), ('sac', 2)])
@@ -312,6 +345,33 @@ def test_a_run_goes_on_with_the_same_number_of_environments(tmp_path):
 def test_mistakes_are_told_before_anything_is_written(tmp_path, changes, message):
     with pytest.raises(RunError, match=message):
         run(tmp_path, **changes)
+    assert not (tmp_path / 'run').exists()
+
+
+class Images(gymnasium.Env):
+    """Colour images, with discrete or continuous actions."""
+
+    def __init__(self, continuous=False, render_mode=None):
+        box = gymnasium.spaces.Box
+        self.observation_space = box(0, 255, (84, 84, 3), np.uint8)
+        self.action_space = box(-1, 1, (2,)) if continuous else gymnasium.spaces.Discrete(3)
+
+
+@pytest.mark.parametrize(
+    'alg, env',
+    [
+        ('dqn', 'Colours-v0'),
+        ('dqn', 'FrozenLake-v1'),
+        ('dqn', 'Blackjack-v1'),
+        ('sac', 'ColoursContinuous-v0'),
+    ],
+)
+def test_observations_that_no_agent_takes_are_refused(tmp_path, monkeypatch, alg, env):
+    for name, continuous in (('Colours-v0', False), ('ColoursContinuous-v0', True)):
+        spec = EnvSpec(name, entry_point=Images, kwargs={'continuous': continuous})
+        monkeypatch.setitem(gymnasium.registry, name, spec)
+    with pytest.raises(RunError, match=r'needs a Box with one axis, .* images are those of Atari'):
+        run(tmp_path, alg=alg, basis_alg=None, env=env)
     assert not (tmp_path / 'run').exists()
 
 

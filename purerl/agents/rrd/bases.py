@@ -64,6 +64,10 @@ class AroundBase:
         """The base agent's key."""
         return self.base.rng
 
+    def with_rng(self, rng):
+        """Give the base another key."""
+        return self.replace(base=self.base.replace(rng=rng))
+
     @jit
     def update_target(self):
         """Move the base's targets."""
