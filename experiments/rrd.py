@@ -48,14 +48,25 @@ def translate(argv):
     if hasattr(agent_class, 'variant'):  # it has a base
         games = environment is not None and is_atari(environment)
         base = base or DEFAULT_BASES['atari' if games else 'mujoco']
+        _check_optimizer(variant, base)
         base = agent_class.variant(base, environment)
         variant = f'{base}_{variant}' if variant else base
     elif base is not None:
         raise RunError(f'--basis_alg={base} belongs to --alg=rrd or --alg=ircr, not to {algorithm}')
+    else:
+        _check_optimizer(variant, algorithm)
     path = f'{FOLDER}/{algorithm}.py' + (f':{variant}' if variant else '')
     fields = set(load_agent(path).config)
     flags = [f'--agent={path}'] + ([f'--env_name={environment}'] if environment else [])
     return [argv[0], *flags, *(_dotted(argument, fields) for argument in argv[1:])]
+
+
+def _check_optimizer(optimizer, base):
+    if optimizer is not None and base != 'dqn':
+        raise RunError(
+            f'--optimizer={optimizer} belongs to DQN (--alg=dqn, or --basis_alg=dqn around it), '
+            f'not to {base}'
+        )
 
 
 def _dotted(argument, fields):

@@ -52,6 +52,7 @@ ATARI = {
     'noop': 4,
     'hidden_dims': None,
 }
+CART_POLE = {'basis_alg': 'dqn', 'env': 'CartPole-v1'}
 VARIANTS = {
     'rrd_sac': {'rrd_bias_correction': True},
     'rrd_td3': {'basis_alg': 'td3'},
@@ -340,6 +341,17 @@ def test_a_run_goes_on_with_the_same_number_of_environments(tmp_path):
         ({'num_envs': -2}, 'num_envs must be at least 1, not -2'),
         ({'num_envs': 3}, 'timesteps=10 is no multiple of num_envs=3'),
         ({'num_envs': 2, 'vectorization_mode': 'threads'}, 'vectorization_mode'),
+        ({**CART_POLE, 'eps_decay': 0}, 'eps_decay=0 must be at least 1'),
+        ({**CART_POLE, 'hidden_dims': '8,8,8'}, r'hidden_dims=\(8, 8, 8\) must be 2 widths'),
+        ({'hidden_dims': '8,8,8'}, r'hidden_dims=\(8, 8, 8\) must be 2 widths'),
+        ({'basis_alg': 'td3', 'hidden_dims': '8,'}, r'hidden_dims=\(8,\) must be 2 widths'),
+        ({'basis_alg': 'ddpg', 'hidden_dims': '8,'}, r'hidden_dims=\(8,\) must be 2 widths'),
+        ({'reward_hidden_dims': '8,8,8'}, r'reward_hidden_dims=\(8, 8, 8\) must be 2 widths'),
+        ({**ATARI, 'conv_features': '2,2'}, r'conv_features=\(2, 2\) must be 3 widths'),
+        ({'seed': 5_000_000_000}, 'must be at most 4294967295, not 5000000000'),
+        ({'seed': 2**32 - 1, 'num_seeds': 2}, 'must be at most 4294967295, not 4294967296'),
+        ({'optimizer': 'adam'}, '--optimizer=adam belongs to DQN .* not to sac'),
+        ({'alg': 'td3', 'basis_alg': None, 'optimizer': 'rmsprop'}, 'belongs to DQN .* not to td3'),
     ],
 )
 def test_mistakes_are_told_before_anything_is_written(tmp_path, changes, message):

@@ -127,7 +127,12 @@ class DDPGAgent:
 
     @classmethod
     def create(cls, seed, ex_observations, ex_actions, config):
-        """Make an agent from an integer seed and examples (only their shapes matter)."""
+        """Make an agent from an integer seed and examples (only their shapes matter).
+
+        Raises:
+            ValueError: if there are not two hidden layers.
+        """
+        networks.check_layers(config, hidden_dims=2)
         rng, actor_key, critic_key = random.split(random.key(seed), 3)
         shape, num_actions = ex_observations.shape[1:], ex_actions.shape[-1]
         observations, actions = torch.zeros(1, *shape), torch.zeros(1, num_actions)

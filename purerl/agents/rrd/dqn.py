@@ -141,8 +141,11 @@ class DQNAgent:
             config: as of `get_config`.
 
         Raises:
-            ValueError: for an unknown optimiser, or a dueling network without images.
+            ValueError: for an unknown optimiser, a dueling network without images, another number
+                of layers, or an epsilon that takes less than a step to fall.
         """
+        if config['eps_decay'] < 1:
+            raise ValueError(f'eps_decay={config["eps_decay"]} must be at least 1')
         makers = {
             'adam': lambda: optim.tf_adam(config['q_lr'], eps=config['Adam_eps']),
             'rmsprop': lambda: optim.tf_rmsprop(
@@ -157,8 +160,10 @@ class DQNAgent:
             raise ValueError('dueling=True needs image observations')
         rng, critic_key = random.split(random.key(seed))
         if len(shape) == 1:
+            networks.check_layers(config, hidden_dims=2)
             critic_def = networks.ActionValues(config['hidden_dims'], num_actions)
         else:
+            networks.check_layers(config, conv_features=3)
             critic_def = networks.ImageActionValues(
                 config['conv_features'], config['dense_dim'], num_actions, config['dueling']
             )

@@ -76,6 +76,21 @@ class TwinValue(nn.Module):
         return first if only_first else torch.stack([first, self.value_2(observations, actions)])
 
 
+def check_layers(config, **counts: int) -> None:
+    """Refuse widths of another number of layers than a network has.
+
+    Args:
+        config: an agent's.
+        **counts: how many layers there are, by the config's field.
+
+    Raises:
+        ValueError: for the first field.
+    """
+    for field, count in counts.items():
+        if len(config[field]) != count:
+            raise ValueError(f'{field}={tuple(config[field])} must be {count} widths of layers')
+
+
 class LogTemperature(nn.Module):
     """SAC's temperature, by its logarithm."""
 

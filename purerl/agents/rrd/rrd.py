@@ -108,7 +108,8 @@ class RRDAgent(AroundBase):
         """Make an agent from an integer seed and examples, as its base does.
 
         Raises:
-            ValueError: for an unknown base, or a subsequence too short.
+            ValueError: for an unknown base, a subsequence too short, or a reward network that has
+                not two hidden layers.
         """
         base = base_class(config).create(seed, ex_observations, ex_actions, config)
         size = config['rrd_sample_size']
@@ -124,6 +125,7 @@ class RRDAgent(AroundBase):
             )
         shape, num_actions = ex_observations.shape[1:], ex_actions.shape[-1]
         if len(shape) == 1:
+            networks.check_layers(config, reward_hidden_dims=2)
             reward_def = networks.Reward(config['reward_hidden_dims'])
         else:
             reward_def = networks.ImageReward(

@@ -163,8 +163,10 @@ class SACAgent:
         """Make an agent from an integer seed and examples (only their shapes matter).
 
         Raises:
-            ValueError: if the temperature does not start above zero.
+            ValueError: if the temperature does not start above zero, or there are not two hidden
+                layers.
         """
+        networks.check_layers(config, hidden_dims=2)
         if config['alpha_init'] <= 0:
             raise ValueError(f'alpha_init={config["alpha_init"]} must be above 0')
         rng, actor_key, critic_key = random.split(random.key(seed), 3)
