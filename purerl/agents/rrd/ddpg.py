@@ -159,7 +159,7 @@ def get_config():
     """Return the original's defaults."""
     return ml_collections.ConfigDict(
         {
-            'agent_name': 'rrd_ddpg',  # Name in run folders and logs.
+            'agent_name': 'ddpg',  # Name in run folders and logs.
             'hidden_dims': (400, 300),  # Widths of the hidden layers.
             'pi_lr': 1e-4,  # Learning rate of the policy.
             'q_lr': 1e-3,  # Learning rate of the critic.

@@ -189,7 +189,7 @@ def get_config(optimizer: str = 'adam'):
         raise ValueError(f'optimizer must be {" or ".join(_OPTIMIZERS)}, got {optimizer!r}')
     return ml_collections.ConfigDict(
         {
-            'agent_name': 'rrd_dqn',  # Name in run folders and logs.
+            'agent_name': 'dqn',  # Name in run folders and logs.
             'conv_features': (32, 64, 64),  # Channels of the convolutions (images).
             'dense_dim': 512,  # Width of the layer behind them.
             'hidden_dims': (256, 256),  # Widths of the hidden layers (flat observations).

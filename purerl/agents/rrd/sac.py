@@ -198,7 +198,7 @@ def get_config():
     """Return the original's defaults."""
     return ml_collections.ConfigDict(
         {
-            'agent_name': 'rrd_sac',  # Name in run folders and logs.
+            'agent_name': 'sac',  # Name in run folders and logs.
             'hidden_dims': (256, 256),  # Widths of the hidden layers.
             'pi_lr': 3e-4,  # Learning rate of the policy.
             'q_lr': 3e-4,  # Learning rate of the critics.
