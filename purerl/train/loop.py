@@ -100,9 +100,12 @@ def random_return(env_name: str, num_episodes: int, seed: int, **env_options) ->
 
 
 def log_training(logger: RunLogger, name: str, step: int, rows: Sequence[Mapping]) -> None:
-    """Record a row of losses per seed, and show the first losses' means beside the bar."""
-    logger.log(name, step, rows)
+    """Record the losses of each seed that has any; show the first ones' means beside the bar."""
+    for i, row in enumerate(rows):
+        if row:
+            logger.log_seed(i, name, step, row)
     logger.tick(step)
+    rows = [row for row in rows if row]
     losses = [key for key in rows[0] if key.startswith('training/') and key.endswith('loss')]
     logger.show(
         **{
