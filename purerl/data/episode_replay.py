@@ -78,7 +78,8 @@ class EpisodeReplay:
         """Add a transition to the unfinished episode of a lane.
 
         Raises:
-            ValueError: if the episode outgrows the buffer, or its reward is not finite.
+            ValueError: if the episode outgrows the buffer, or its reward or observations are not
+                finite.
         """
         self._unfinished.append({key: transition[key] for key in self._arrays}, lane)
         self._append_observation(transition, lane)

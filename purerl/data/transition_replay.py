@@ -49,7 +49,7 @@ class TransitionReplay:
         """Add a transition to the unfinished episode of a lane.
 
         Raises:
-            ValueError: if the episode has too many, or the reward is not finite.
+            ValueError: if the episode has too many, or its reward or observations are not finite.
         """
         self._unfinished.append(transition, lane)
 

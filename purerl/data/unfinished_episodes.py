@@ -7,6 +7,8 @@ from collections.abc import Mapping
 
 import numpy as np
 
+_LARGEST = float(np.finfo(np.float32).max)
+
 
 class UnfinishedEpisodes:
     """One unfinished episode per lane."""
@@ -37,13 +39,21 @@ class UnfinishedEpisodes:
         """Add a transition, whose arrays must stay as they are until the episode has ended.
 
         Raises:
-            ValueError: if the episode has too many, or the reward is not finite.
+            ValueError: if the episode has too many, or a number is not finite: the reward, as the
+                float32 that is stored, or an observation.
         """
         episode, reward = self._episodes[lane], float(transition['rewards'])
         if len(episode) == self._limit:
             raise ValueError(f'an episode has not ended after {len(episode)} steps{self._advice}')
-        if not np.isfinite(reward):
-            raise ValueError(f'the reward {transition["rewards"]} is not a finite number')
+        if not abs(reward) <= _LARGEST:  # nor NaN
+            raise ValueError(
+                f'the reward {transition["rewards"]} is not a finite number of float32'
+            )
+        # An observation is the one before's next, but for an episode's first.
+        for key in ('next_observations',) if episode else ('observations', 'next_observations'):
+            values = transition.get(key)
+            if values is not None and not np.isfinite(values).all():
+                raise ValueError(f'the observation {values} has numbers that are not finite')
         episode.append(dict(transition))
         self._returns[lane] += reward
 

@@ -4,6 +4,7 @@ Counterpart of envs/ of Stilwell-Git/Randomized-Return-Decomposition @ bc80473.
 """
 
 import gymnasium
+import numpy as np
 from gymnasium.spaces import Box, Discrete
 
 from purerl.envs import atari
@@ -15,6 +16,7 @@ ENV_TYPES = ('ep_rews', 'normal')
 class EpisodicRewards(gymnasium.Wrapper):
     """Pays nothing until an episode ends, and then the sum of its rewards.
 
+    A reward that is not finite is paid at once: who refuses it can say at which step it came.
     Statistics of an `EpisodeMonitor` inside stay those of the true rewards.
     """
 
@@ -29,6 +31,8 @@ class EpisodicRewards(gymnasium.Wrapper):
     def step(self, action):
         observation, reward, terminated, truncated, info = self.env.step(action)
         self._sum += float(reward)
+        if not np.isfinite(reward):
+            return observation, float(reward), terminated, truncated, info
         if not (terminated or truncated):
             return observation, 0.0, terminated, truncated, info
         paid, self._sum = self._sum, 0.0

@@ -161,6 +161,12 @@ def test_a_buffer_of_episodes_is_not_exported(tmp_path):
         collect_launcher.main(['x', *flags])
 
 
+def test_names_tell_a_base_from_what_is_around_it():
+    files = ('sac.py', 'rrd.py:sac', 'ircr.py:sac')
+    names = [load_agent(f'{launcher.FOLDER}/{file}').name for file in files]
+    assert names == ['sac', 'rrd_sac', 'ircr_sac']
+
+
 def test_games_are_evaluated_as_the_run_tests_them(tmp_path):
     """With `test_eps` random actions."""
     run(tmp_path, **ATARI, cycles=1, iterations=1, warmup=0, test_eps=1.0)
@@ -215,7 +221,7 @@ class Uneven(gymnasium.Wrapper):
 def test_seeds_that_get_ready_apart_learn_apart(tmp_path, monkeypatch):
     """Policies are delayed, and both seeds start learning in another iteration."""
     wrap(monkeypatch, Uneven)
-    flags = {'basis_alg': 'td3', 'warmup': 5, 'timesteps': 8}
+    flags = {'basis_alg': 'td3', 'warmup': 5, 'timesteps': 8, 'iterations': 1, 'cycles': 6}
     run(tmp_path / 'both', **flags, num_seeds=2)
     both = load_run(tmp_path / 'both/run')
     updates = [world['counts'][1] for world in both.state]
@@ -224,6 +230,9 @@ def test_seeds_that_get_ready_apart_learn_apart(tmp_path, monkeypatch):
         run(tmp_path / str(seed), **flags, seed=seed)
         single = load_run(tmp_path / f'{seed}/run')
         assert single.state[0]['counts'][1] == updates[i]
+        tables = (f'both/run/seed_{i:03d}/train.csv', f'{seed}/run/train.csv')
+        steps = [list(read_csv(tmp_path / table)['step']) for table in tables]
+        assert steps[0] == steps[1]  # a cycle in which one seed has not begun counts for the other
         pairs = zip(trees.leaves(both.agents[i]), trees.leaves(single.agents[0]), strict=True)
         for ours, theirs in pairs:
             np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-6)

@@ -252,3 +252,17 @@ def test_a_step_does_not_depend_on_the_buffers_size():
     addresses = [array.__array_interface__['data'] for array in buffer._arrays.values()]
     fill(buffer, 'episodes', [10] * 20)
     assert addresses == [array.__array_interface__['data'] for array in buffer._arrays.values()]
+
+
+@pytest.mark.parametrize('kind', ['transitions', 'episodes', 'elite'])
+def test_numbers_that_float32_or_training_cannot_hold_are_refused(kind):
+    buffer = make(kind)
+    with pytest.raises(ValueError, match=r'1e\+39 is not a finite number of float32'):
+        buffer.append(transition(kind, 0, reward=1e39))
+    broken = {'observations': np.float32([1, np.nan])}
+    with pytest.raises(ValueError, match=r'observation .* not finite'):
+        buffer.append({**transition(kind, 0), **broken})
+    buffer.append(transition(kind, 0))
+    with pytest.raises(ValueError, match=r'observation .* not finite'):
+        buffer.append({**transition(kind, 1), 'next_observations': broken['observations']})
+    assert buffer.pending == 1

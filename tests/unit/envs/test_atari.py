@@ -200,6 +200,17 @@ def test_episodic_rewards_are_paid_at_the_end():
     assert [env.step(0)[1] for _ in range(4)] == [0, 0, 0, 4]
 
 
+def test_a_reward_that_is_not_finite_is_paid_when_it_comes():
+    class Infinite(Game):
+        def step(self, action):
+            reward, over = super().step(action)
+            return (np.inf if self.frame == 4 else reward), over
+
+    env = EpisodicRewards(atari.AtariEnv(Infinite(), 4, noop=0, frames=2))
+    env.reset()
+    assert [env.step(0)[1] for _ in range(2)] == [0, np.inf]
+
+
 def test_both_domains_have_the_given_time_limit_and_true_statistics():
     for name in ('Pendulum-v1', 'Assault'):
         env = make_episodic(name, seed=0, max_episode_steps=7)
