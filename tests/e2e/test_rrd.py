@@ -359,6 +359,11 @@ def test_a_run_goes_on_with_the_same_number_of_environments(tmp_path):
         ({**ATARI, 'conv_features': '2,2'}, r'conv_features=\(2, 2\) must be 3 widths'),
         ({'seed': 5_000_000_000}, 'must be at most 4294967295, not 5000000000'),
         ({'seed': 2**32 - 1, 'num_seeds': 2}, 'must be at most 4294967295, not 4294967296'),
+        ({'env': 'Ant-v2'}, 'gymnasium has no Ant-v2: --env=Ant-v5 is its successor'),
+        ({'sticky': True}, '--sticky is for Atari games .* Pendulum-v1 is none'),
+        ({**CART_POLE, 'frames': 2}, '--frames is for Atari games .* CartPole-v1 is none'),
+        ({'tag': 'x'}, '--tag of the original is left out: --run_name'),
+        ({'save_rews': True}, '--save_rews of the original is left out'),
         ({'optimizer': 'adam'}, '--optimizer=adam belongs to DQN .* not to sac'),
         ({'alg': 'td3', 'basis_alg': None, 'optimizer': 'rmsprop'}, 'belongs to DQN .* not to td3'),
     ],
@@ -394,6 +399,14 @@ def test_observations_that_no_agent_takes_are_refused(tmp_path, monkeypatch, alg
     with pytest.raises(RunError, match=r'needs a Box with one axis, .* images are those of Atari'):
         run(tmp_path, alg=alg, basis_alg=None, env=env)
     assert not (tmp_path / 'run').exists()
+
+
+def test_flag_files_and_the_originals_names_are_read(tmp_path):
+    (tmp_path / 'flags').write_text('--alg=td3\n--pi_delay_freq=3\n--env=Hopper-v5\n')
+    flags = launcher.translate(['rrd', f'--flagfile={tmp_path / "flags"}', '--epochs=1'])
+    agent = '--agent=purerl/agents/rrd/td3.py'
+    expected = [agent, '--env_name=Hopper-v5', '--agent.policy_delay=3', '--epochs=1']
+    assert flags == ['rrd', *expected]
 
 
 def test_an_agent_of_another_loop_is_refused(tmp_path):
