@@ -13,7 +13,7 @@ import torch
 
 from purerl.core import trees
 from purerl.data import binary, d4rl, episodes, exorl
-from purerl.data.check import DatasetError, length
+from purerl.data.check import DatasetError, check_values, length
 from purerl.data.device import DeviceDataset, initial_key
 from purerl.data.load import load_dataset
 from purerl.data.memory_efficient import MemoryEfficientReplayBuffer
@@ -39,7 +39,7 @@ def load(settings) -> Data:
 
     Returns:
         A dict of arrays (N, ...), which are some of `ENTRIES`, with actions in
-        [-1 + 1e-5, 1 - 1e-5]; or a buffer of images.
+        [-1 + 1e-5, 1 - 1e-5]; or a buffer of images with such actions.
 
     Raises:
         DatasetError: if the dataset is missing, damaged, or lacks what is asked of it.
@@ -48,22 +48,38 @@ def load(settings) -> Data:
     if settings.dataset is None:
         raise RunError('which data? --dataset=<file or name>')
     if Path(settings.dataset).suffix == '.safetensors':
-        _check_images(settings)
-        return MemoryEfficientReplayBuffer.load(Path(settings.dataset).expanduser())
+        return _images(settings)
     loaded, _ = load_dataset(settings.dataset, **_load_options(settings))
     arrays = {key: _flattened(loaded[key]) for key in ENTRIES if key in loaded}
     if 'dones' not in arrays and 'terminals' in loaded:
         arrays['dones'] = loaded['terminals'] > 0
-    arrays['actions'] = _clipped(arrays['actions'], settings)
+    _check_actions(arrays['actions'], settings)
+    arrays['actions'] = _clipped(arrays['actions'])
     return _filtered(arrays, settings)
 
 
-def _check_images(settings):
+def _images(settings):
     for name in ('take_top', 'filter_threshold'):
         if getattr(settings, name) is not None:
             raise RunError(f'{name}: a dataset of images is not filtered by returns')
     if settings.online_max_steps:
         raise RunError('online_max_steps: from images only offline training is possible')
+    buffer = MemoryEfficientReplayBuffer.load(Path(settings.dataset).expanduser())
+    if not buffer.is_drawable.any():
+        raise DatasetError(f'{settings.dataset}: there are no transitions; collect it again')
+    for path, array in trees.leaves_with_path(buffer.arrays):
+        if array.dtype.kind == 'f':
+            check_values(_drawn(array, buffer), '/'.join(path), settings.dataset)
+    actions = buffer['actions']
+    _check_actions(_drawn(actions, buffer), settings)
+    buffer.arrays['actions'] = _clipped(actions)
+    return buffer
+
+
+def _drawn(array, buffer):
+    """An entry with zeros in the rows that no batch holds, whose values do not matter."""
+    is_drawable = buffer.is_drawable.reshape(-1, *[1] * (array.ndim - 1))
+    return np.where(is_drawable, array, np.zeros((), array.dtype))
 
 
 def _load_options(settings):
@@ -96,7 +112,7 @@ def _flattened(entry):
     return entry
 
 
-def _clipped(actions, settings):
+def _check_actions(actions, settings):
     if actions.dtype.kind != 'f':
         raise RunError(f'{settings.dataset}: actions are {actions.dtype}, not continuous')
     largest = np.abs(actions).max()
@@ -106,6 +122,9 @@ def _clipped(actions, settings):
             '-1 to 1 here (and rescale them): divide the actions by the bound of the action space, '
             'or clip them with --clip_actions'
         )
+
+
+def _clipped(actions):
     return np.clip(actions, -1 + CLIP_EPS, 1 - CLIP_EPS)
 
 

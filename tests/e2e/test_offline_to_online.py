@@ -38,6 +38,7 @@ IDQL = (
 )
 IQL = ('purerl/agents/jaxrl5/iql.py', {'hidden_dims': (8,)})
 BC = ('purerl/agents/jaxrl5/bc.py', {'hidden_dims': (8,)})
+IMAGES = Box(0, 255, (12, 12, 3, 2), np.uint8)
 FLAGS = {
     'env_name': 'InvertedPendulum-v5',
     'seed': 3,
@@ -311,8 +312,9 @@ def test_nested_observations_become_one_vector(tmp_path, monkeypatch):
     assert loaded['dones'].tolist() == [False, False, False, True]
 
 
-def test_cloning_from_images(tmp_path):
-    rng, space = np.random.default_rng(0), Box(0, 255, (12, 12, 3, 2), np.uint8)
+def images():
+    """A buffer with 40 transitions, whose episodes have 10."""
+    rng, space = np.random.default_rng(0), IMAGES
     spaces = Dict({'pixels': space}), Box(-1, 1, (2,), np.float32)
     buffer = MemoryEfficientReplayBuffer.from_spaces(*spaces, capacity=60)
     observation = {'pixels': rng.integers(0, 256, space.shape, np.uint8)}
@@ -322,7 +324,11 @@ def test_cloning_from_images(tmp_path):
         action = rng.uniform(-1, 1, 2).astype(np.float32)
         buffer.insert(transition(observation, action, 0.0, False, i % 10 == 9, following))
         observation = following
-    path = tmp_path / 'images.safetensors'
+    return buffer
+
+
+def test_cloning_from_images(tmp_path):
+    buffer, path = images(), tmp_path / 'images.safetensors'
     buffer.save(path)
     cnn = {'cnn_features': (4, 4), 'cnn_filters': (3, 3), 'cnn_strides': (2, 1)}
     file = ('purerl/agents/jaxrl5/pixel_bc.py', {'hidden_dims': (8,), 'latent_dim': 6, **cnn})
@@ -330,7 +336,7 @@ def test_cloning_from_images(tmp_path):
     run(tmp_path, str(path), file, **flags)
 
     loaded = load_agent(*file)
-    example = torch.zeros((1, *space.shape), dtype=torch.uint8)
+    example = torch.zeros((1, *IMAGES.shape), dtype=torch.uint8)
     agent = loaded.agent_class.create(3, {'pixels': example}, torch.zeros(1, 2), loaded.config)
     stream = np.random.default_rng(3)
     for _ in range(3):
@@ -339,6 +345,26 @@ def test_cloning_from_images(tmp_path):
     for wrong in ({'take_top': 5.0}, {'filter_threshold': 5.0}, {'online_max_steps': 5}):
         with pytest.raises(RunError, match='images'):
             loop.transitions.load(loop.Settings(dataset=str(path), **wrong))
+
+
+def test_values_of_image_datasets_are_checked(tmp_path):
+    def load(key, value, is_drawable=True, **flags):
+        buffer, path = images(), tmp_path / 'images.safetensors'
+        row = np.flatnonzero(buffer.is_drawable == is_drawable)[5]
+        buffer.arrays[key][row] = value
+        buffer.save(path)
+        return row, loop.transitions.load(loop.Settings(dataset=str(path), **flags))
+
+    row, loaded = load('actions', 1.0)  # as a saturated policy acts
+    np.testing.assert_array_equal(loaded['actions'][row], np.float32(1 - 1e-5))
+    for key in ('actions', 'rewards', 'masks'):
+        with pytest.raises(DatasetError, match=rf"images\.safetensors: '{key}' holds a non-fin"):
+            load(key, np.nan)
+        load(key, np.nan, is_drawable=False)  # no batch holds it
+    with pytest.raises(RunError, match=r'actions reach 2.*--clip_actions'):
+        load('actions', 2.0)
+    row, loaded = load('actions', -2.0, clip_actions=True)
+    np.testing.assert_array_equal(loaded['actions'][row], np.float32(-1 + 1e-5))
 
 
 # --- Mistakes --------------------------------------------------------------------------------
