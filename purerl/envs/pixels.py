@@ -72,7 +72,8 @@ def camera_names(text):
     """Names cameras as the observations do: `pixels`, `pixels_1`, `pixels_2`, ...
 
     Args:
-        text: Their numbers or names in the model, separated by commas; None for the default one.
+        text: Their numbers (-1: the free one) or names in the model, separated by commas; None for
+            the default one.
 
     Returns:
         A dict from names to numbers or names in the model, or None.
@@ -81,9 +82,16 @@ def camera_names(text):
         return None
     cameras = [part.strip() for part in text.split(',')]
     return {
-        f'{PIXELS}_{i}' if i else PIXELS: int(camera) if camera.isdigit() else camera
+        f'{PIXELS}_{i}' if i else PIXELS: _number_or_name(camera)
         for i, camera in enumerate(cameras)
     }
+
+
+def _number_or_name(camera):
+    try:
+        return int(camera)
+    except ValueError:
+        return camera
 
 
 class RepeatAction(gymnasium.Wrapper):

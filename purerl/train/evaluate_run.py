@@ -42,15 +42,15 @@ def evaluate_run(settings: Settings) -> dict:
         seed.
 
     Raises:
-        RunError: if there is no such run, its environment is gone, or no video can be made of it.
+        RunError: if there is no such run, its environment is gone, or cannot be seen or filmed
+            as asked for.
         CheckpointError: if there is no such checkpoint.
     """
     if settings.run is None:
         raise RunError('which run? --run=<folder>')
     with jit.use_mode('trace'):
         run = _changed(load_run(settings.run, settings.step), settings)
-        if settings.video:
-            _check_video(run)
+        _check_env(run, settings.video)
         results, renders = [], []
         for i in range(len(run.agents)):
             statistics, frames = _evaluate(run, i, settings)
@@ -90,11 +90,14 @@ def _changed(run, settings):
     return dataclasses.replace(run, agents=[variants[0].apply(agent) for agent in run.agents])
 
 
-def _check_video(run):
-    """Try in an environment of its own, since that moves its random numbers on."""
-    with contextlib.closing(run.make_env(render_mode='rgb_array')) as env:
+def _check_env(run, video):
+    """Try one of its own, since that moves an environment's random numbers on."""
+    with contextlib.closing(run.make_env(render_mode='rgb_array' if video else None)) as env:
         try:
-            check_renders(env)
+            if video:
+                check_renders(env)
+            else:
+                env.reset()
         except ValueError as error:
             raise RunError(str(error)) from error
 

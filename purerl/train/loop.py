@@ -44,6 +44,18 @@ def check_environment(env, videos: bool) -> None:
         raise RunError(str(error)) from error
 
 
+def check_seen(env) -> None:
+    """Refuse an environment whose images cannot be rendered; it is reset.
+
+    Raises:
+        RunError: if so.
+    """
+    try:
+        env.reset()
+    except ValueError as error:
+        raise RunError(str(error)) from error
+
+
 def is_resumable(env) -> bool:
     """Return whether snapshots of an environment are possible; if not, say why on stderr."""
     try:

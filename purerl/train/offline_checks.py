@@ -11,7 +11,7 @@ from purerl.data import d4rl
 from purerl.envs.make import make
 from purerl.train.config import Agent, RunError
 from purerl.train.config import check_settings as check_fields
-from purerl.train.loop import check_environment, is_resumable
+from purerl.train.loop import check_environment, check_seen, is_resumable
 from purerl.train.transitions import CLONED, ENTRIES
 
 
@@ -70,7 +70,7 @@ def check_agent(agent: Agent, settings) -> None:
 
 
 def check_env(settings, example: dict) -> None:
-    """Refuse an environment that cannot be acted in, filmed, or that is not the dataset's.
+    """Refuse an environment that cannot be acted in, seen, filmed, or is not the dataset's.
 
     Args:
         settings: `purerl.train.offline_to_online.Settings`.
@@ -84,6 +84,8 @@ def check_env(settings, example: dict) -> None:
     except (ValueError, TypeError, ImportError) as error:
         raise RunError(str(error)) from error
     with contextlib.closing(env):
+        if settings.image_size is not None:
+            check_seen(env)
         check_environment(env, settings.save_video)
         is_resumable(env)
         for key, space in (('observations', env.observation_space), ('actions', env.action_space)):

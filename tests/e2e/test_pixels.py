@@ -289,6 +289,21 @@ def test_cloning_what_was_collected(tmp_path, dataset):
     assert (tmp_path / 'again/train.csv').read_bytes() == (tmp_path / 'bc/train.csv').read_bytes()
 
 
+def test_images_that_cannot_be_rendered_stop_before_anything_is_written(
+    tmp_path, dataset, finished, monkeypatch
+):
+    with pytest.raises(RunError, match='cannot be seen through camera foo'):
+        clone(tmp_path, dataset, cameras='foo')
+    assert not list(tmp_path.iterdir())
+
+    def render(self, **kwargs):
+        raise OSError('no display')
+
+    monkeypatch.setattr(sys.modules['purerl_lamp'].Lamp, 'render', render)
+    with pytest.raises(RunError, match=r'cannot be seen through camera 0.*no display'):
+        evaluate_launcher.main(['evaluate', f'--run={finished}', '--episodes=1'])
+
+
 # --- Mistakes -------------------------------------------------------------------------------------
 
 

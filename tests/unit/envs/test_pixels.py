@@ -125,8 +125,8 @@ def test_options_of_flags():
     flags = {'env_name': 'cheetah_run', 'image_size': 64, 'num_stack': 3, 'action_repeat': None}
     expected = {'action_repeat': 4, 'image_size': 64, 'num_stack': 3, 'cameras': None}
     assert pixels.options_of(flags) == expected
-    flags = {**flags, 'action_repeat': 1, 'cameras': '1, side'}
-    cameras = {'pixels': 1, 'pixels_1': 'side'}
+    flags = {**flags, 'action_repeat': 1, 'cameras': '1, side,-1'}
+    cameras = {'pixels': 1, 'pixels_1': 'side', 'pixels_2': -1}
     assert pixels.options_of(flags) == {'image_size': 64, 'num_stack': 3, 'cameras': cameras}
 
 
