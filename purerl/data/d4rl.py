@@ -75,6 +75,20 @@ def read(path: str | os.PathLike) -> dict:
     return arrays
 
 
+def ends_episodes(path: str | os.PathLike, max_episode_steps: int | None = None) -> bool:
+    """Return whether a file says of any row that an episode ends there.
+
+    Args:
+        path, max_episode_steps: as `load` takes them.
+
+    Raises:
+        DatasetError: as `load`.
+    """
+    raw = read(path)
+    limit = _at_time_limit(raw, str(path), max_episode_steps)
+    return bool(limit.any() or (raw['terminals'] > 0).any())
+
+
 def qlearning(
     raw: dict, where: str, max_episode_steps: int | None = None, terminate_on_end: bool = False
 ) -> dict:

@@ -137,6 +137,7 @@ def _filtered(arrays, settings):
             f'{settings.dataset}: no rewards to filter episodes by; choose data with rewards, or '
             'leave take_top and filter_threshold out'
         )
+    _check_ends(arrays, settings)
     kept = episodes.filter_returns(arrays, take_top, threshold, settings.dataset)
     if not length(kept):
         best = episodes.boundaries(arrays).returns.max(initial=-np.inf)
@@ -145,6 +146,21 @@ def _filtered(arrays, settings):
             f'{best}); lower filter_threshold'
         )
     return kept
+
+
+def _check_ends(arrays, settings):
+    """Refuse a file of D4RL in which no episode ends: its transitions end where it does."""
+    options = _load_options(settings)
+    ends = episodes.episode_ends(arrays, settings.dataset)
+    if 'max_episode_steps' not in options or ends[:-1].any():
+        return
+    path = Path(settings.dataset).expanduser()
+    if not d4rl.ends_episodes(path, options['max_episode_steps']):
+        raise DatasetError(
+            f'{settings.dataset}: no episode ends in it (terminals and timeouts are all 0), so '
+            'there are no returns to filter by; leave take_top and filter_threshold out, or '
+            'collect it with timeouts'
+        )
 
 
 def prepare(data: Data, settings, keys: Sequence[str]) -> DeviceDataset | Data:

@@ -439,6 +439,23 @@ def test_filtering_needs_the_ends_of_episodes(tmp_path, dataset, monkeypatch):
         run(tmp_path, dataset, take_top=50.0)
 
 
+def test_filtering_needs_an_end_that_the_file_names(tmp_path):
+    rows = np.arange(12, dtype=np.float32)[:, None]
+    arrays = {'observations': rows, 'actions': rows / 12, 'rewards': rows[:, 0]}
+    arrays |= {'terminals': np.zeros(12, bool), 'timeouts': np.zeros(12, bool)}
+    path = tmp_path / 'whole.hdf5'
+    d4rl.save(path, arrays)
+    settings = loop.Settings(dataset=str(path))
+    assert len(loop.transitions.load(settings)['rewards']) == 11
+    for flags in ({'take_top': 50.0}, {'filter_threshold': 0.0}):
+        with pytest.raises(DatasetError, match=r'whole\.hdf5: no episode ends in it'):
+            loop.transitions.load(dataclasses.replace(settings, **flags))
+    for key in ('terminals', 'timeouts'):
+        d4rl.save(path, {**arrays, key: np.arange(12) == 11})
+        kept = loop.transitions.load(dataclasses.replace(settings, take_top=50.0))
+        assert len(kept['rewards']) == 11
+
+
 def test_locomotion_online_warns_of_two_scales(tmp_path, dataset, monkeypatch, capsys):
     settings = loop.Settings(env_name='Hopper-v5', online_max_steps=1)
     loop.offline_checks.warn_of_scales(settings)
