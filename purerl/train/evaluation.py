@@ -137,6 +137,7 @@ def evaluate(
     normalize=None,
     video_episodes=0,
     video_frame_skip=3,
+    film_first=False,
 ):
     """Runs a policy for whole episodes.
 
@@ -152,6 +153,8 @@ def evaluate(
         normalize: Function that is applied to each observation before the policy sees it.
         video_episodes: Number of further episodes to render; they are not in the statistics.
         video_frame_skip: Every which step is rendered (the last one always is).
+        film_first: Whether to render the first of the counted episodes, too. It runs as it would
+            without, and so do those after it.
 
     Returns:
         A tuple of
@@ -160,7 +163,7 @@ def evaluate(
         - list of trajectories, one per episode: dicts of arrays `observations`,
           `next_observations`, `actions`, `rewards`, `dones` with the leading axis T, and the list
           `infos`;
-        - list of renders, one array (T', H, W, C) of uint8 per video episode.
+        - list of renders, one array (T', H, W, C) of uint8 per rendered episode.
 
     Raises:
         ValueError: If there is no episode to run, or the environment renders no arrays
@@ -171,12 +174,14 @@ def evaluate(
     env = _monitored(env)
     trajectories, renders = [], []
     for episode in range(num_episodes + video_episodes):
-        frame_skip = None if episode < num_episodes else video_frame_skip
+        counts = episode < num_episodes
+        filmed = not counts or (film_first and episode == 0)
+        frame_skip = video_frame_skip if filmed else None
         trajectory, frames, key = _run_episode(policy, env, key, seed, normalize, frame_skip)
         seed = None
-        if frame_skip is None:
+        if counts:
             trajectories.append(trajectory)
-        else:
+        if filmed:
             renders.append(np.stack(frames))
     return (
         statistics([trajectory['infos'][-1] for trajectory in trajectories]),

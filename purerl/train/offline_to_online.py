@@ -64,7 +64,7 @@ class Settings(RunSettings):
         100_000, 'Write a checkpoint every so many steps, and at the end.', minimum=0, free=True
     )
     save_video: bool = setting(
-        False, "Write a video of one more episode at each evaluation to 'videos/'."
+        False, "Write a video of each evaluation's first episode to 'videos/'."
     )
 
     train_ratio: float = setting(

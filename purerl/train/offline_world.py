@@ -74,8 +74,8 @@ class World:
                 self.eval_env,
                 num_episodes,
                 random.fold_in(self.key, step),
-                video_episodes=int(self.settings.save_video),
                 video_frame_skip=1,
+                film_first=self.settings.save_video,
             )
             score = scores.normalized_score(self.settings.env_name, found['episode.return'])
             if score is not None:

@@ -71,7 +71,7 @@ class Settings(RunSettings):
         None, 'Room for so many transitions; max_steps by default.', minimum=1
     )
     save_video: bool = setting(
-        False, "Write a video of one more episode at each evaluation to 'videos/'."
+        False, "Write a video of each evaluation's first episode to 'videos/'."
     )
     utd_ratio: int = setting(1, 'Critic updates per step.', minimum=1)
     image_size: int | None = setting(
@@ -145,8 +145,8 @@ class World:
             self.eval_env,
             self.settings.eval_episodes,
             random.fold_in(self.key, step),
-            video_episodes=int(self.settings.save_video),
             video_frame_skip=1,
+            film_first=self.settings.save_video,
         )
         self.evaluated = (step, statistics['episode.return'])
         return statistics, renders

@@ -193,9 +193,14 @@ def test_several_cameras_small_rings_and_seeds(tmp_path):
         assert np.isfinite(rows['training/critic_loss']).all()
 
 
-def test_videos_show_the_images(tmp_path):
-    online.train(load_agent(*AGENT), settings(tmp_path, save_video=True, max_steps=24))
-    assert (tmp_path / 'run/videos/eval_0000000024.mp4').stat().st_size > 0
+def test_videos_show_the_images_and_change_no_figure(tmp_path):
+    changes = {'eval_interval': 6, 'max_steps': 24, 'start_training': 10}
+    online.train(load_agent(*AGENT), settings(tmp_path, save_video=True, **changes))
+    for step in ('12', '24'):
+        assert (tmp_path / f'run/videos/eval_00000000{step}.mp4').stat().st_size > 0
+    online.train(load_agent(*AGENT), settings(tmp_path, run_name='unfilmed', **changes))
+    tables = [(tmp_path / name / 'eval.csv').read_bytes() for name in ('run', 'unfilmed')]
+    assert tables[0] == tables[1]
 
 
 # --- What comes after -----------------------------------------------------------------------------

@@ -130,6 +130,16 @@ def test_video_episodes_are_rendered_and_left_out_of_the_statistics():
     assert [render[:, 0, 0, 0].tolist() for render in renders] == [[3, 6, 8], [3, 6, 9]]
 
 
+def test_filming_the_first_episode_changes_no_figure():
+    stats, trajectories, renders = evaluate(
+        constant(1.0), Lengthening(6), 2, random.key(0), video_frame_skip=3, film_first=True
+    )
+    expected, _, none = evaluate(constant(1.0), Lengthening(6), 2, random.key(0))
+    assert (stats, none) == (expected, [])
+    assert [len(trajectory['dones']) for trajectory in trajectories] == [7, 8]
+    assert [render[:, 0, 0, 0].tolist() for render in renders] == [[3, 6, 7]]
+
+
 def test_impossible_evaluations_are_refused():
     with pytest.raises(ValueError, match='at least one episode'):
         evaluate(constant(0.0), Lengthening(), 0, random.key(0))
