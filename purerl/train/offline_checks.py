@@ -69,6 +69,40 @@ def check_agent(agent: Agent, settings) -> None:
         )
 
 
+def check_data(agent: Agent, settings, example: dict) -> None:
+    """Refuse observations and actions that the agent is not made for.
+
+    Args:
+        agent: the agent's file and config.
+        settings: `purerl.train.offline_to_online.Settings`.
+        example: observations and actions of the dataset, one row of each.
+
+    Raises:
+        RunError: for images where the agent acts by states, states where it acts by images, or
+            anything else that is not one vector per transition.
+    """
+    has_images = isinstance(example['observations'], dict)
+    if 'pixel_keys' in agent.config:
+        if not has_images:
+            raise RunError(
+                f'{agent.path} acts by images, but {settings.dataset} has states: choose an agent '
+                'that acts by states, such as purerl/agents/jaxrl5/bc.py'
+            )
+        return
+    if has_images:
+        raise RunError(
+            f'{agent.path} acts by states, but {settings.dataset} has images: use '
+            'purerl/agents/jaxrl5/pixel_bc.py'
+        )
+    for key in CLONED:
+        shape = example[key].shape[1:]
+        if len(shape) != 1:
+            raise RunError(
+                f'{settings.dataset} has {key} of shape {shape} per transition, but {agent.path} '
+                'takes vectors: collect data whose observations and actions are vectors'
+            )
+
+
 def check_env(settings, example: dict) -> None:
     """Refuse an environment that cannot be acted in, seen, filmed, or is not the dataset's.
 

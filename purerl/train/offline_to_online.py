@@ -174,6 +174,7 @@ def train(agent: Agent, settings: Settings) -> dict:
     run = Run('offline_to_online', agent, settings, settings.env_name)
     rows = transitions.first_rows(data, _REHEARSAL_ROWS)
     first = trees.map(lambda array: array[:1], {key: rows[key] for key in transitions.CLONED})
+    offline_checks.check_data(agent, settings, first)
     if settings.evaluates or settings.online_max_steps:
         offline_checks.check_env(settings, first)
     example = trees.map(torch.from_numpy, first)

@@ -414,6 +414,36 @@ def test_actions_beyond_the_bounds(tmp_path, dataset):
     run(tmp_path / 'runs', str(path), IQL, clip_actions=True, max_steps=1)
 
 
+@pytest.mark.parametrize('agent', [BC, IQL, IDQL, ('purerl/agents/jaxrl5/pixel_bc.py', {})])
+def test_agents_of_states_and_of_images_are_told_apart(tmp_path, dataset, agent):
+    path, folder = tmp_path / 'images.safetensors', tmp_path / 'runs'
+    images().save(path)
+    by_images = 'pixel' in agent[0]
+    data = dataset if by_images else str(path)
+    message = 'by images, but .* has states' if by_images else r'by states, but .* use .*pixel_bc'
+    with pytest.raises(RunError, match=message):
+        run(folder, data, agent, eval_interval=0)
+    assert not folder.exists()
+
+
+@pytest.mark.parametrize(
+    ('key', 'shape', 'dtype'),
+    [('observations', (30, 8, 8, 3), np.uint8), ('actions', (30,), np.float32)],
+)
+def test_what_is_no_vector_is_refused(tmp_path, key, shape, dtype):
+    path = tmp_path / 'odd.hdf5'
+    arrays = {
+        'observations': np.zeros((30, 4)),
+        'actions': np.zeros((30, 1)),
+        **{name: np.zeros(30) for name in ('rewards', 'terminals')},
+        'timeouts': np.arange(30) % 10 == 9,
+    }
+    d4rl.save(path, {**arrays, key: np.zeros(shape, dtype)})
+    with pytest.raises(RunError, match=rf'odd\.hdf5 has {key} of shape .* takes vectors'):
+        run(tmp_path / 'runs', str(path), BC, eval_interval=0)
+    assert not (tmp_path / 'runs').exists()
+
+
 def test_old_files_get_the_time_limit_of_the_environment(tmp_path):
     dataset, path = str(tmp_path / 'new.hdf5'), tmp_path / 'old.hdf5'
     collect('Pendulum-v1', dataset, policy='random', num_transitions=450)
