@@ -18,8 +18,7 @@ from purerl.agents.jaxrl5.encoders import PixelMultiplexer, encoder_class
 from purerl.agents.jaxrl5.images import (
     augment,
     check_examples,
-    check_observations,
-    check_stack,
+    check_shapes,
     unpack,
 )
 from purerl.agents.jaxrl5.networks import MLP, Ensemble, StateActionValue, TanhNormal, Temperature
@@ -42,6 +41,7 @@ class DrQLearner:
     tau: torch.Tensor
     discount: torch.Tensor
     target_entropy: torch.Tensor
+    shapes: Any = trees.static()  # (H, W, C, num_stack) of each camera
     config: Any = trees.static()
 
     needs: ClassVar[frozenset[str]] = frozenset()
@@ -50,8 +50,6 @@ class DrQLearner:
     update_critic = SACLearner.update_critic
     update_actor = SACLearner.update_actor
     update_temperature = SACLearner.update_temperature
-    sample_actions = SACLearner.sample_actions
-    eval_actions = SACLearner.eval_actions
 
     @jit(static_argnames=('utd_ratio',))
     def update(self, batch, utd_ratio: int = 1):
@@ -66,14 +64,13 @@ class DrQLearner:
             The new agent and the info of the last steps.
 
         Raises:
-            ValueError: if images are missing, of a wrong dtype or layout, or of another num_stack;
-                or if the batch does not divide into `utd_ratio` slices.
+            ValueError: if images are missing, of a wrong dtype, or not of the examples' shape; or
+                if the batch does not divide into `utd_ratio` slices.
         """
         cameras = self.config['pixel_keys'], self.config['depth_keys']
         batch = unpack(batch, [*cameras[0], *cameras[1]])
         for name in ('observations', 'next_observations'):
-            check_observations(batch[name], *cameras)
-            check_stack(batch[name], self.critic.params, *cameras)
+            check_shapes(batch[name], self.shapes, cameras[1], is_batch=True)
 
         # From before the critics' steps: the policy acts with these until the next update.
         new_agent = self.replace(actor=share_encoder(source=self.critic, target=self.actor))
@@ -85,13 +82,33 @@ class DrQLearner:
         batch = {**batch, 'observations': observations, 'next_observations': next_observations}
         return SACLearner.update(new_agent.replace(rng=rng), batch, utd_ratio)
 
+    @jit
+    def sample_actions(self, observations):
+        """Sample actions for exploration; returns (actions, agent).
+
+        Raises:
+            ValueError: if images are missing, of a wrong dtype, or not of the examples' shape.
+        """
+        check_shapes(observations, self.shapes, self.config['depth_keys'])
+        return SACLearner.sample_actions(self, observations)
+
+    @jit
+    def eval_actions(self, observations):
+        """Return the policy's mode; returns (actions, agent).
+
+        Raises:
+            ValueError: as `sample_actions`.
+        """
+        check_shapes(observations, self.shapes, self.config['depth_keys'])
+        return SACLearner.eval_actions(self, observations)
+
     @classmethod
     def create(cls, seed, ex_observations, ex_actions, config):
         """Make an agent from an integer seed and examples (only their shapes and dtypes matter).
 
         Args:
             seed: integer.
-            ex_observations: dict of images (..., H, W, C, num_stack) and possibly a `state`.
+            ex_observations: dict of images (B, H, W, C, num_stack) and possibly a `state`.
             ex_actions: (..., A).
             config: as `get_config` returns it.
 
@@ -104,7 +121,7 @@ class DrQLearner:
         if num_min_qs is not None and not 1 <= num_min_qs <= num_qs:
             raise ValueError(f'num_min_qs={num_min_qs} must lie between 1 and num_qs={num_qs}')
         encoder_cls = encoder_class(config)
-        check_examples(ex_observations, config)
+        shapes = check_examples(ex_observations, config)
         target_entropy = config['target_entropy']
         if target_entropy is None:
             target_entropy = -action_dim / 2
@@ -164,6 +181,7 @@ class DrQLearner:
             tau=torch.tensor(config['tau']),
             discount=torch.tensor(config['discount']),
             target_entropy=torch.tensor(target_entropy),
+            shapes=shapes,
             config=FrozenDict(config),
         )
 

@@ -13,8 +13,11 @@ from collections.abc import Iterator, Mapping, Sequence
 import torch
 
 from purerl.core import random
+from purerl.core.trees import FrozenDict
 
 CROP_PADDING = 4  # pixels, of DrQ's random shifts
+_LAYOUT = '(batch, height, width, channels, num_stack)'
+_MOST_COLOURS = 4
 
 
 def cameras(pixel_keys: Sequence[str], depth_keys: Sequence[str] = ()) -> Iterator:
@@ -86,51 +89,74 @@ def _describe(array):
     return f'{str(array.dtype).removeprefix("torch.")} {tuple(array.shape)}'
 
 
-def check_examples(observations: Mapping, config: Mapping) -> None:
+def check_examples(observations: Mapping, config: Mapping) -> FrozenDict:
     """Refuse example observations that an agent with this config cannot see.
 
+    Returns:
+        Each camera's shape (H, W, C, num_stack), as `check_shapes` takes them.
+
     Raises:
-        ValueError: besides what `check_observations` refuses, for images that are smaller than
-            the encoder's windows.
+        ValueError: besides what `check_observations` refuses, for images that are no batch, seem to
+            have their axes in another order, or are smaller than the encoder's windows.
     """
     pixel_keys = tuple(config['pixel_keys'])
     check_observations(observations, pixel_keys, tuple(config['depth_keys']))
-    if config['encoder'] != 'd4pg' or config['cnn_padding'] == 'SAME':
-        return
     for key in pixel_keys:
-        height, width = observations[key].shape[-4:-2]
-        size = min(height, width)
-        for window, stride in zip(config['cnn_filters'], config['cnn_strides'], strict=False):
-            if size < window:
-                raise ValueError(
-                    f'{key!r} has images of {height}x{width}, which are too small for '
-                    f'cnn_filters={tuple(config["cnn_filters"])} with '
-                    f'cnn_strides={tuple(config["cnn_strides"])}'
-                )
-            size = (size - window) // stride + 1
+        _check_batch(key, observations[key])
+        height, width, channels = observations[key].shape[-4:-1]
+        # No camera has more channels than rows: these are channels or frames before the height.
+        if channels > max(_MOST_COLOURS, min(height, width)):
+            raise ValueError(
+                f'{key!r} must be a batch {_LAYOUT}, not {_describe(observations[key])}: those '
+                f'would be images of {height}x{width} with {channels} channels'
+            )
+        if config['encoder'] == 'd4pg' and config['cnn_padding'] != 'SAME':
+            _check_windows(key, height, width, config)
+    return FrozenDict({key: tuple(observations[key].shape[-4:]) for key in pixel_keys})
 
 
-def check_stack(observations: Mapping, params: Mapping, pixel_keys: Sequence[str], depth_keys=()):
-    """Refuse images with other channels or another num_stack than the networks were made for.
+def _check_batch(key, images):
+    if images.ndim != 5:
+        raise ValueError(f'{key!r} must be a batch {_LAYOUT}, not {_describe(images)}')
+
+
+def _check_windows(key, height, width, config):
+    size = min(height, width)
+    for window, stride in zip(config['cnn_filters'], config['cnn_strides'], strict=False):
+        if size < window:
+            raise ValueError(
+                f'{key!r} has images of {height}x{width}, which are too small for '
+                f'cnn_filters={tuple(config["cnn_filters"])} with '
+                f'cnn_strides={tuple(config["cnn_strides"])}'
+            )
+        size = (size - window) // stride + 1
+
+
+def check_shapes(
+    observations: Mapping, shapes: Mapping, depth_keys: Sequence[str] = (), is_batch: bool = False
+) -> None:
+    """Refuse images of other shapes than the agent was made for.
 
     Args:
-        observations: checked ones.
-        params: of a `PixelMultiplexer`.
+        observations: dict of tensors.
+        shapes: each camera's, from `check_examples`.
+        depth_keys: see `PixelMultiplexer`.
+        is_batch: whether there has to be one leading axis; any number otherwise.
 
     Raises:
-        ValueError: for the first such camera.
+        ValueError: for the first such camera, besides what `check_observations` refuses.
     """
-    for i, (key, depth_key) in enumerate(cameras(pixel_keys, depth_keys)):
-        channels = observations[key].shape[-2] + (
-            0 if depth_key is None else observations[depth_key].shape[-2]
-        )
-        num_stack = observations[key].shape[-1]
-        expected = params[f'encoder_{i}']['Conv_0']['kernel'].shape[-2]
-        if channels * num_stack != expected:
+    check_observations(observations, tuple(shapes), depth_keys)
+    for key, expected in shapes.items():
+        images = observations[key]
+        if tuple(images.shape[-4:]) != expected:
             raise ValueError(
-                f'{key!r} has {channels} channels in {num_stack} stacked frames, but the agent was '
-                f'made for {expected // channels} frames of {channels} channels'
+                f'{key!r} must be images (..., height, width, channels, num_stack) of the shape '
+                f'that the agent was made for, (..., {", ".join(map(str, expected))}), not '
+                f'{_describe(images)}'
             )
+        if is_batch:
+            _check_batch(key, images)
 
 
 # --- Augmentation ---------------------------------------------------------------------------------

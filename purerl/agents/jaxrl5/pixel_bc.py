@@ -19,8 +19,7 @@ from purerl.agents.jaxrl5.encoders import PixelMultiplexer, encoder_class
 from purerl.agents.jaxrl5.images import (
     augment,
     check_examples,
-    check_observations,
-    check_stack,
+    check_shapes,
 )
 from purerl.agents.jaxrl5.networks import MLP, Normal, TanhNormal
 from purerl.core import nn, optim, random, trees
@@ -38,12 +37,10 @@ class PixelBCLearner:
     actor: TrainState
     rng: torch.Tensor
     entropy_bonus: torch.Tensor | None
+    shapes: Any = trees.static()  # (H, W, C, num_stack) of each camera
     config: Any = trees.static()
 
     needs: ClassVar[frozenset[str]] = frozenset()
-
-    sample_actions = BCLearner.sample_actions
-    eval_actions = BCLearner.eval_actions
 
     @jit
     def update(self, batch):
@@ -56,14 +53,33 @@ class PixelBCLearner:
             The new agent and its info.
 
         Raises:
-            ValueError: if images are missing, of a wrong dtype or layout, or of another num_stack.
+            ValueError: if images are missing, of a wrong dtype, or not of the examples' shape.
         """
         cameras = self.config['pixel_keys'], self.config['depth_keys']
-        check_observations(batch['observations'], *cameras)
-        check_stack(batch['observations'], self.actor.params, *cameras)
+        check_shapes(batch['observations'], self.shapes, cameras[1], is_batch=True)
         rng, key = random.split(self.rng)
         observations = augment(key, batch['observations'], *cameras)
         return BCLearner.update(self.replace(rng=rng), {**batch, 'observations': observations})
+
+    @jit
+    def sample_actions(self, observations):
+        """Sample actions; returns (actions, agent).
+
+        Raises:
+            ValueError: if images are missing, of a wrong dtype, or not of the examples' shape.
+        """
+        check_shapes(observations, self.shapes, self.config['depth_keys'])
+        return BCLearner.sample_actions(self, observations)
+
+    @jit
+    def eval_actions(self, observations):
+        """Return the policy's mode; returns (actions, agent).
+
+        Raises:
+            ValueError: as `sample_actions`.
+        """
+        check_shapes(observations, self.shapes, self.config['depth_keys'])
+        return BCLearner.eval_actions(self, observations)
 
     @classmethod
     def create(cls, seed, ex_observations, ex_actions, config):
@@ -71,7 +87,7 @@ class PixelBCLearner:
 
         Args:
             seed: integer.
-            ex_observations: dict of images (..., H, W, C, num_stack) and possibly a `state`.
+            ex_observations: dict of images (B, H, W, C, num_stack) and possibly a `state`.
             ex_actions: (..., A).
             config: as `get_config` returns it.
 
@@ -84,7 +100,7 @@ class PixelBCLearner:
             choices = ', '.join(POLICIES)
             raise ValueError(f'distr_name must be one of {choices}, not {distr_name!r}')
         encoder_cls = encoder_class(config)
-        check_examples(ex_observations, config)
+        shapes = check_examples(ex_observations, config)
         rng, actor_key = random.split(random.key(seed))
 
         base_cls = functools.partial(
@@ -111,6 +127,7 @@ class PixelBCLearner:
             actor=TrainState.create(actor_def, params, tx=optim.adam(actor_lr), step=0),
             rng=rng,
             entropy_bonus=None if bonus is None else torch.tensor(bonus),
+            shapes=shapes,
             config=FrozenDict(config),
         )
 

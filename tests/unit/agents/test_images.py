@@ -227,7 +227,7 @@ BAD_BATCHES = {
     'missing depth': ('depth', lambda x: None, "observations have no 'depth'"),
     'floats': ('pixels', lambda x: x / np.float32(255), "'pixels' must be uint8 .*float32 "),
     'no stack': ('pixels', lambda x: x[0, ..., 0], r"'pixels' must be uint8 .*uint8 \(9, 8, 3\)"),
-    'another stack': ('wrist', lambda x: x.repeat(2, -1), "'wrist' has|'wrist_depth' must be"),
+    'another stack': ('wrist', lambda x: x.repeat(2, -1), "'wrist_depth' must be"),
     'integer depth': ('depth', lambda x: x.astype(np.uint8), "'depth' must be float32 images"),
     'small depth': ('depth', lambda x: x[:, :4], r"'depth' must be .*\(4, 9, 8, 1, 2\), not"),
     'deep depth stack': ('depth', lambda x: x.repeat(2, -1), 'num_stack of .pixels'),
@@ -243,19 +243,50 @@ def test_bad_images_are_refused(fault, mode):
     agent = make_agent('pixel_bc_normal')
     with use_mode(mode), pytest.raises(ValueError, match=message):
         agent.update(batch)
-    if fault != 'another stack':
-        with use_mode(mode), pytest.raises(ValueError, match=message):
-            agent.sample_actions(batch['observations'])
+    with use_mode(mode), pytest.raises(ValueError, match=message):
+        agent.sample_actions(batch['observations'])
 
 
-@pytest.mark.parametrize('name', ['drq', 'drq_unpacked'])
-def test_another_number_of_frames_is_refused(name):
-    batch = make_batch(name)
+OTHER_SHAPES = {
+    'frames': lambda x: x.repeat(2, -1),
+    'size': lambda x: x.repeat(2, -3),
+    'joined axes': lambda x: x.reshape(*x.shape[:-2], -1, 1),
+    'channels first': lambda x: np.moveaxis(x, -2, -4),
+}
+
+
+@pytest.mark.parametrize('name', ['drq', 'drq_unpacked', 'drq_resnet', 'pixel_bc'])
+@pytest.mark.parametrize('change', OTHER_SHAPES)
+def test_images_of_another_shape_are_refused(name, change):
+    agent, batch = make_agent(name), make_batch(name)
     key = next(iter(CASES[name].shapes))
-    batch['observations'][key] = batch['observations'][key].repeat(2, -1)
-    message = rf"'{key}' has \d channels in \d stacked frames.* made for 2 frames of \d channels"
+    batch = changed(batch, key, OTHER_SHAPES[change])
+    shape = ', '.join(map(str, CASES[name].shapes[key]))
+    message = rf"'{key}' must be images .* made for, \(\.\.\., {shape}\), not uint8"
     with pytest.raises(ValueError, match=message):
-        make_agent(name).update(batch)
+        agent.update(batch)
+    for act in (agent.sample_actions, agent.eval_actions):
+        with pytest.raises(ValueError, match=message):
+            act(batch['observations'])
+
+
+def test_updates_take_batches():
+    batch = changed(make_batch('pixel_bc'), 'pixels', lambda x: x[0])
+    with pytest.raises(ValueError, match=r"'pixels' must be a batch \(batch, height"):
+        make_agent('pixel_bc').update(batch)
+
+
+@pytest.mark.parametrize('name', ['drq', 'pixel_bc'])
+@pytest.mark.parametrize('overrides', [{}, {'cnn_padding': 'SAME'}, {'encoder': 'resnet'}])
+@pytest.mark.parametrize('shape', [(8, 64, 64, 3), (1, 3, 64, 64, 3), (1, 3, 3, 64, 64)])
+def test_examples_of_another_layout_are_refused(name, overrides, shape):
+    case = CASES[name]
+    config = case.config()
+    config.update({**SMALL, **overrides})
+    images = {'pixels': torch.zeros(shape, dtype=torch.uint8)}
+    message = r"'pixels' must be a batch \(batch, height, width, channels, num_stack\), not uint8"
+    with pytest.raises(ValueError, match=message):
+        case.cls.create(0, images, torch.zeros(1, ACTIONS), config)
 
 
 def test_states_are_refused():
