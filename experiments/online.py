@@ -3,7 +3,7 @@ r"""Trains an agent online.
     python -m experiments.online --env_name=HalfCheetah-v5 --agent=purerl/agents/jaxrl5/sac.py
     python -m experiments.online --env_name=Pendulum-v1 --max_steps=20000 --start_training=1000 \
         --agent.actor_lr=1e-3
-    python -m experiments.online --agent=experiments/configs/jaxrl5/droq.py --utd_ratio=20
+    python -m experiments.online --agent=experiments/configs/jaxrl5/droq.py
     MUJOCO_GL=egl python -m experiments.online --agent=experiments/configs/jaxrl5/drq.py \
         --env_name=cheetah_run
 

@@ -55,6 +55,13 @@ def test_offline_configs(path, values, flags):
     assert {name: getattr(arguments.settings, name) for name in flags} == flags
 
 
+@pytest.mark.parametrize('name', ['redq', 'droq'])
+def test_high_update_ratios(name):
+    settings = parsed(f'{name}.py', online.Settings).settings
+    found = settings.utd_ratio, settings.start_training, settings.max_steps
+    assert found == (20, 5000, 300_000)
+
+
 def test_td3():
     config = parsed('td3.py', online.Settings).agent.config
     assert (config.actor_delay, config.target_policy_noise, config.num_qs) == (2, 0.2, 2)
