@@ -108,7 +108,7 @@ class DrQLearner:
 
         Args:
             seed: integer.
-            ex_observations: dict of images (B, H, W, C, num_stack) and possibly a `state`.
+            ex_observations: dict of images (..., H, W, C, num_stack) and possibly a `state`.
             ex_actions: (..., A).
             config: as `get_config` returns it.
 

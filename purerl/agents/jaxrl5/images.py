@@ -16,7 +16,7 @@ from purerl.core import random
 from purerl.core.trees import FrozenDict
 
 CROP_PADDING = 4  # pixels, of DrQ's random shifts
-_LAYOUT = '(batch, height, width, channels, num_stack)'
+_LAYOUT = '(..., height, width, channels, num_stack)'
 _MOST_COLOURS = 4
 
 
@@ -63,10 +63,7 @@ def check_observations(
     for key, depth_key in cameras(pixel_keys, depth_keys):
         images = observations[key]
         if images.dtype != torch.uint8 or images.ndim < 4:
-            raise ValueError(
-                f'{key!r} must be uint8 images (..., height, width, channels, num_stack), not '
-                f'{_describe(images)}'
-            )
+            raise ValueError(f'{key!r} must be uint8 images {_LAYOUT}, not {_describe(images)}')
         if depth_key is not None:
             _check_depth(depth_key, observations[depth_key], key, images)
 
@@ -96,28 +93,22 @@ def check_examples(observations: Mapping, config: Mapping) -> FrozenDict:
         Each camera's shape (H, W, C, num_stack), as `check_shapes` takes them.
 
     Raises:
-        ValueError: besides what `check_observations` refuses, for images that are no batch, seem to
-            have their axes in another order, or are smaller than the encoder's windows.
+        ValueError: besides what `check_observations` refuses, for images that seem to have their
+            axes in another order, or are smaller than the encoder's windows.
     """
     pixel_keys = tuple(config['pixel_keys'])
     check_observations(observations, pixel_keys, tuple(config['depth_keys']))
     for key in pixel_keys:
-        _check_batch(key, observations[key])
         height, width, channels = observations[key].shape[-4:-1]
-        # No camera has more channels than rows: these are channels or frames before the height.
-        if channels > max(_MOST_COLOURS, min(height, width)):
+        # No camera has so many: the channels, the frames or a batch stand before the height.
+        if channels > _MOST_COLOURS and channels >= min(height, width):
             raise ValueError(
-                f'{key!r} must be a batch {_LAYOUT}, not {_describe(observations[key])}: those '
+                f'{key!r} must be images {_LAYOUT}, not {_describe(observations[key])}: those '
                 f'would be images of {height}x{width} with {channels} channels'
             )
         if config['encoder'] == 'd4pg' and config['cnn_padding'] != 'SAME':
             _check_windows(key, height, width, config)
     return FrozenDict({key: tuple(observations[key].shape[-4:]) for key in pixel_keys})
-
-
-def _check_batch(key, images):
-    if images.ndim != 5:
-        raise ValueError(f'{key!r} must be a batch {_LAYOUT}, not {_describe(images)}')
 
 
 def _check_windows(key, height, width, config):
@@ -151,12 +142,11 @@ def check_shapes(
         images = observations[key]
         if tuple(images.shape[-4:]) != expected:
             raise ValueError(
-                f'{key!r} must be images (..., height, width, channels, num_stack) of the shape '
-                f'that the agent was made for, (..., {", ".join(map(str, expected))}), not '
-                f'{_describe(images)}'
+                f'{key!r} must be images {_LAYOUT} of the shape that the agent was made for, '
+                f'(..., {", ".join(map(str, expected))}), not {_describe(images)}'
             )
-        if is_batch:
-            _check_batch(key, images)
+        if is_batch and images.ndim != 5:
+            raise ValueError(f'{key!r} must be a batch of images, not {_describe(images)}')
 
 
 # --- Augmentation ---------------------------------------------------------------------------------

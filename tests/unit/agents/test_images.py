@@ -272,19 +272,21 @@ def test_images_of_another_shape_are_refused(name, change):
 
 def test_updates_take_batches():
     batch = changed(make_batch('pixel_bc'), 'pixels', lambda x: x[0])
-    with pytest.raises(ValueError, match=r"'pixels' must be a batch \(batch, height"):
+    with pytest.raises(ValueError, match=r"'pixels' must be a batch of images, not uint8"):
         make_agent('pixel_bc').update(batch)
 
 
 @pytest.mark.parametrize('name', ['drq', 'pixel_bc'])
 @pytest.mark.parametrize('overrides', [{}, {'cnn_padding': 'SAME'}, {'encoder': 'resnet'}])
-@pytest.mark.parametrize('shape', [(8, 64, 64, 3), (1, 3, 64, 64, 3), (1, 3, 3, 64, 64)])
+@pytest.mark.parametrize(
+    'shape', [(8, 64, 64, 3), (96, 64, 64, 3), (1, 3, 64, 64, 3), (1, 3, 3, 64, 64)]
+)
 def test_examples_of_another_layout_are_refused(name, overrides, shape):
     case = CASES[name]
     config = case.config()
     config.update({**SMALL, **overrides})
     images = {'pixels': torch.zeros(shape, dtype=torch.uint8)}
-    message = r"'pixels' must be a batch \(batch, height, width, channels, num_stack\), not uint8"
+    message = r"'pixels' must be images \(\.\.\., height, width, channels, num_stack\), not uint8"
     with pytest.raises(ValueError, match=message):
         case.cls.create(0, images, torch.zeros(1, ACTIONS), config)
 
