@@ -12,5 +12,8 @@ def get_config():
 
 
 def get_settings():
-    """Return the flags of `experiments.offline_to_online` under which it is the original's run."""
-    return {'batch_size': 256, 'max_steps': 1_000_000, 'train_ratio': 1.0, 'cosine_decay': True}
+    """Return the flags that the original's file and its train_offline.py determine.
+
+    Nothing there says how many steps and transitions.
+    """
+    return {'train_ratio': 1.0, 'cosine_decay': True}

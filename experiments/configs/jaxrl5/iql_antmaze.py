@@ -1,4 +1,4 @@
-"""IQL with the original's values for AntMaze."""
+"""IQL with the values of the original's config file for AntMaze."""
 
 from purerl.agents.jaxrl5 import iql
 from purerl.agents.jaxrl5.iql import IQLLearner  # noqa: F401  (the agent that this configures)
@@ -13,15 +13,8 @@ def get_config():
 
 
 def get_settings():
-    """Return the flags of `experiments.offline_to_online` under which it is the original's run.
+    """Return the flags that the original's file and its train_offline.py determine.
 
-    Steps and batches are those of its launcher of IQL, train_iql_oneparam.py.
+    Nothing there says how many steps and transitions: the launcher of IQL does (iql_oneparam.py).
     """
-    return {
-        'batch_size': 256,
-        'max_steps': 1_500_000,
-        'eval_interval': 100_000,
-        'eval_episodes': 50,
-        'train_ratio': 1.0,
-        'cosine_decay': True,
-    }
+    return {'train_ratio': 1.0, 'cosine_decay': True}

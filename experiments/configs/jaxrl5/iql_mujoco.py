@@ -1,4 +1,4 @@
-"""IQL with the original's values for locomotion."""
+"""IQL with the values of the original's config file for locomotion."""
 
 from experiments.configs.jaxrl5 import iql_antmaze
 from experiments.configs.jaxrl5.iql_antmaze import get_settings  # noqa: F401  (read by launchers)

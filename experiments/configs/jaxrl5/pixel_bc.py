@@ -18,6 +18,7 @@ def get_settings():
     """Return the defaults that the flags of `experiments.offline_to_online` have for images."""
     return {
         'env_name': 'cheetah_run',
+        'seed': 42,
         'max_steps': 500_000,
         'batch_size': 256,
         'eval_interval': 5000,

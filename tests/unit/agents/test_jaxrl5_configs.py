@@ -19,13 +19,25 @@ def parsed(path, settings=offline_to_online.Settings):
         (
             'iql_mujoco.py',
             {'expectile': 0.7, 'temperature': 3.0, 'actor_lr': 1e-3},
-            {'cosine_decay': True, 'train_ratio': 1.0, 'batch_size': 256},
+            {'cosine_decay': True, 'train_ratio': 1.0},
         ),
         (
             'iql_antmaze.py',
             {'expectile': 0.9, 'temperature': 10.0},
-            {'max_steps': 1_500_000, 'eval_interval': 100_000},
+            {'cosine_decay': True, 'train_ratio': 1.0},
         ),
+        (
+            'iql_oneparam.py:antmaze',
+            {'expectile': 0.9, 'temperature': 3.0, 'actor_lr': 3e-4},
+            {'max_steps': 1_500_000, 'eval_interval': 100_000, 'eval_episodes': 50},
+        ),
+        (
+            'iql_oneparam.py:locomotion',
+            {'expectile': 0.7, 'decay_steps': None},
+            {'batch_size': 256, 'train_ratio': 1.0, 'cosine_decay': False},
+        ),
+        ('iql_oneparam.py:maze2d', {'expectile': 0.7}, {}),
+        ('pixel_bc.py', {'actor_lr': 3e-4}, {'seed': 42, 'max_steps': 500_000}),
         (
             'ddpm_iql_offline.py:hopper',
             {'critic_hyperparam': 0.7, 'actor_dropout_rate': 0.1, 'decay_steps': 3_000_000},
@@ -67,8 +79,8 @@ def test_td3():
     assert (config.actor_delay, config.target_policy_noise, config.num_qs) == (2, 0.2, 2)
 
 
-@pytest.mark.parametrize('name', ['ddpm_iql_offline', 'ddpm_iql_finetune'])
-@pytest.mark.parametrize('domain, message', [('', 'needs a'), (':hoper', 'no published values')])
+@pytest.mark.parametrize('name', ['ddpm_iql_offline', 'ddpm_iql_finetune', 'iql_oneparam'])
+@pytest.mark.parametrize('domain, message', [('', 'needs a'), (':anmaze', 'no published values')])
 def test_domains_are_named(name, domain, message):
     with pytest.raises(RunError, match=message):
         parsed(f'{name}.py{domain}')
