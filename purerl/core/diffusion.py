@@ -86,19 +86,25 @@ def make_schedule(name: str, timesteps: int) -> tuple[torch.Tensor, torch.Tensor
     return betas, alphas, torch.cumprod(alphas, 0)
 
 
-def check_sampling(T: int, N: int = 1, M: int = 0) -> None:
+def check_sampling(T: int, N: int = 1, M: int = 0, length: int | None = None) -> None:
     """Check numbers of a sampler, under the names that they have in configs.
 
     Args:
         T: denoising steps.
         N: candidates per observation.
         M: repetitions of the last step.
+        length: number of steps of the schedule, where there is one.
 
     Raises:
-        ValueError: for the first one that is too small.
+        ValueError: for the first one that is too small, or T beyond the schedule.
     """
     if T < 1:
         raise ValueError(f'T must be at least 1 denoising step, got {T}')
+    if length is not None and length < T:
+        raise ValueError(
+            f'T={T} denoising steps are more than the {length} of the schedule that the agent was '
+            'made with: use fewer, or train an agent with this T'
+        )
     if N < 1:
         raise ValueError(f'N must be at least 1 candidate per observation, got {N}')
     if M < 0:

@@ -171,7 +171,7 @@ class DDPMIQLLearner:
         Returns:
             Observations (B * N, O), actions (B * N, A), and the agent's next key.
         """
-        check_sampling(self.T, self.N, self.M)
+        check_sampling(self.T, self.N, self.M, len(self.betas))
         size = observations.shape[-1]
         repeated = observations.reshape(-1, 1, size).expand(-1, self.N, size).reshape(-1, size)
         actions, rng = ddpm_sampler(

@@ -271,6 +271,8 @@ def test_settings_of_the_sampler_can_be_replaced(variant):
     for changes in ({'N': 0}, {'M': -1}, {'T': 0}):
         with pytest.raises(ValueError, match=f'{next(iter(changes))} must be at least'):
             agent.replace(**changes).eval_actions(observation)
+    with pytest.raises(ValueError, match=f'T=50 .* more than the {agent.T} of the schedule'):
+        agent.replace(T=50).eval_actions(observation)
 
 
 # --- Creation ------------------------------------------------------------------------------------
