@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 
 import numpy as np
+from gymnasium.spaces import Box
 
 from purerl.core import trees
 from purerl.data.check import DatasetError, check_arrays
@@ -22,8 +23,9 @@ def load(name_or_path: str | os.PathLike, *, action_clip_eps: float | None = Non
 
     Returns:
         observations, next_observations (N, ..., nested dicts for Dict spaces), actions (N, A),
-        rewards, masks (1 - terminated) and terminals (1 at the last transition of an episode),
-        (N,) each.
+        rescaled from a bounded action space to [-1, 1] (as `purerl.envs.make` does to
+        environments), rewards, masks (1 - terminated) and terminals (1 at the last transition of an
+        episode), (N,) each.
 
     Raises:
         DatasetError: if the dataset is missing, damaged, or holds spaces that are no arrays.
@@ -43,6 +45,7 @@ def load(name_or_path: str | os.PathLike, *, action_clip_eps: float | None = Non
         raise DatasetError(f'{where}: the dataset has no episodes; collect or download it again')
     arrays = trees.map(lambda *episodes: np.concatenate(episodes), *parts)
     arrays = check_arrays(arrays, where, required=('observations', 'actions', 'rewards'))
+    arrays['actions'] = _rescaled(arrays['actions'], dataset.action_space)
     if action_clip_eps is not None and arrays['actions'].dtype.kind == 'f':
         low, high = -1 + action_clip_eps, 1 - action_clip_eps
         arrays['actions'] = np.clip(arrays['actions'], low, high)
@@ -58,6 +61,16 @@ def _open(name_or_path):
     if path.is_dir():
         return minari.MinariDataset(path / 'data' if (path / 'data').is_dir() else path)
     return minari.load_dataset(str(name_or_path))
+
+
+def _rescaled(actions, space):
+    """Actions of a bounded space as actions from -1 to 1."""
+    if not isinstance(space, Box) or not space.is_bounded():
+        return actions
+    if (space.low == -1).all() and (space.high == 1).all():
+        return actions
+    low, high = space.low.astype(np.float64), space.high.astype(np.float64)
+    return (2 * (actions - low) / (high - low) - 1).astype(np.float32)
 
 
 def _to_transitions(episode, where: str) -> dict:

@@ -105,11 +105,10 @@ def _time_limit(env_name):
 
 
 def _flattened(entry):
-    """Turn nested dicts of vectors into one vector, as environments give them here."""
-    leaves = trees.leaves(entry)
-    if isinstance(entry, dict) and all(leaf.ndim == 2 for leaf in leaves):
-        return np.concatenate(leaves, axis=-1)
-    return entry
+    """Turn nested dicts of arrays into one vector, as environments give them here."""
+    if not isinstance(entry, dict):
+        return entry
+    return np.concatenate([leaf.reshape(len(leaf), -1) for leaf in trees.leaves(entry)], axis=-1)
 
 
 def _check_actions(actions, settings):

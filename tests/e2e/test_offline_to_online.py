@@ -304,7 +304,7 @@ def test_acting_by_the_implicit_policy(tmp_path, dataset):
 
 def test_nested_observations_become_one_vector(tmp_path, monkeypatch):
     rows = np.arange(12.0, dtype=np.float32).reshape(4, 3)
-    nested = {'goal': rows[:, :1], 'body': {'b': rows[:, 1:2], 'a': rows[:, 2:]}}
+    nested = {'goal': rows[:, 0], 'body': {'b': rows[:, 1:2], 'a': rows[:, 2:, None]}}
     arrays = {'observations': nested, 'actions': rows[:, :1] / 12, 'terminals': np.eye(4)[3]}
     monkeypatch.setattr(loop.transitions, 'load_dataset', lambda name: (arrays, None))
     loaded = loop.transitions.load(loop.Settings(dataset='some/nested-v0'))

@@ -25,22 +25,27 @@ def episode(i, steps, terminated, nested):
     )
 
 
-@pytest.fixture(params=[False, True], ids=['flat', 'nested'])
-def dataset(request, tmp_path, monkeypatch):
-    monkeypatch.setenv('MINARI_DATASETS_PATH', str(tmp_path))
-    nested = request.param
-    space = gymnasium.spaces.Dict({'a': BOX, 'b': BOX}) if nested else BOX
+def create(space, action_space, episodes):
     minari.create_dataset_from_buffers(
         'walk/test-v0',
-        [episode(0, 3, True, nested), episode(1, 2, False, nested)],
+        episodes,
         observation_space=space,
-        action_space=gymnasium.spaces.Box(-1, 1, (1,), np.float32),
+        action_space=action_space,
         algorithm_name='none',
         author='nobody',
         author_email='nobody@example.org',
         code_permalink='https://example.org',
         description='two episodes',
     )
+
+
+@pytest.fixture(params=[False, True], ids=['flat', 'nested'])
+def dataset(request, tmp_path, monkeypatch):
+    monkeypatch.setenv('MINARI_DATASETS_PATH', str(tmp_path))
+    nested = request.param
+    space = gymnasium.spaces.Dict({'a': BOX, 'b': BOX}) if nested else BOX
+    episodes = [episode(0, 3, True, nested), episode(1, 2, False, nested)]
+    create(space, gymnasium.spaces.Box(-1, 1, (1,), np.float32), episodes)
     return tmp_path / 'walk' / 'test-v0', nested
 
 
@@ -64,6 +69,16 @@ def test_actions_are_clipped_on_request(dataset):
     assert (loader.load('walk/test-v0')['actions'] == 1).all()
     clipped = loader.load('walk/test-v0', action_clip_eps=1e-2)['actions']
     np.testing.assert_array_equal(clipped, np.float32(0.99))
+
+
+@pytest.mark.parametrize(
+    ('low', 'high', 'expected'), [(0.0, 4.0, -0.5), (-2.0, 2.0, 0.5), (-2.0, np.inf, 1.0)]
+)
+def test_actions_are_rescaled_as_environments_do(tmp_path, monkeypatch, low, high, expected):
+    monkeypatch.setenv('MINARI_DATASETS_PATH', str(tmp_path))
+    create(BOX, gymnasium.spaces.Box(low, high, (1,), np.float32), [episode(0, 3, True, False)])
+    actions = loader.load('walk/test-v0')['actions']
+    np.testing.assert_array_equal(actions, np.full((3, 1), expected, np.float32))
 
 
 def test_a_dataset_that_is_not_there(dataset):
