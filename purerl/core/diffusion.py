@@ -125,6 +125,8 @@ class FourierFeatures(nn.Module):
 
     def __init__(self, output_size: int, learnable: bool = True):
         super().__init__()
+        if output_size < 2:
+            raise ValueError(f'time_dim must be at least 2 features of the time, got {output_size}')
         self.num_frequencies = output_size // 2
         self.learnable = learnable
         if learnable:

@@ -39,7 +39,7 @@ class D4PGEncoder(nn.Module):
         padding: ``VALID`` or ``SAME``.
 
     Raises:
-        ValueError: if a layer lacks one of the three.
+        ValueError: if a layer lacks one of the three, or has a window or stride of 0.
     """
 
     def __init__(
@@ -55,6 +55,9 @@ class D4PGEncoder(nn.Module):
                 f'cnn_features={tuple(features)}, cnn_filters={tuple(filters)} and '
                 f'cnn_strides={tuple(strides)} must have one entry per layer each'
             )
+        for name, sizes in (('cnn_filters', filters), ('cnn_strides', strides)):
+            if min(sizes, default=1) < 1:
+                raise ValueError(f'{name} must be at least 1 each, not {tuple(sizes)}')
         if padding not in ('VALID', 'SAME'):
             raise ValueError(f'cnn_padding must be VALID or SAME, not {padding!r}')
         self.layers = [
@@ -223,6 +226,8 @@ class PixelMultiplexer(nn.Module):
         has_state: bool = False,
     ):
         super().__init__()
+        if latent_dim < 1:
+            raise ValueError(f'latent_dim must be at least 1, not {latent_dim}')
         self.stop_gradient = stop_gradient
         self.pixel_keys, self.depth_keys = tuple(pixel_keys), tuple(depth_keys)
         self.encoders = []

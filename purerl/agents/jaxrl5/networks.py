@@ -83,7 +83,7 @@ class MLP(nn.Module):
             self.compact(nn.Dense(size, default_init(scale)))
             for size, scale in zip(hidden_dims, scales, strict=False)
         ]
-        num_dropouts = self.num_activated if dropout_rate else 0
+        num_dropouts = self.num_activated if _drops(dropout_rate) else 0
         self.dropouts = [self.compact(nn.Dropout(dropout_rate)) for _ in range(num_dropouts)]
 
     def forward(self, x, training: bool = False):
@@ -96,6 +96,13 @@ class MLP(nn.Module):
                     x = self.dropouts[i](x, deterministic=not training)
                 x = self.activations(x)
         return x
+
+
+def _drops(rate):
+    """Whether there is dropout: as in the original, not at rates below 0."""
+    if rate is not None and rate > 1:
+        raise ValueError(f'a dropout rate must not be above 1, as {rate} is')
+    return rate is not None and rate > 0
 
 
 class StateActionValue(nn.Module):
@@ -155,6 +162,8 @@ class Temperature(nn.Module):
 
     def __init__(self, initial_temperature: float = 1.0):
         super().__init__()
+        if initial_temperature <= 0:
+            raise ValueError(f'init_temperature must be above 0, not {initial_temperature}')
         self.initial_temperature = initial_temperature
         self.declare('log_temp')
 
@@ -257,7 +266,7 @@ class MLPResNetBlock(nn.Module):
     ):
         super().__init__()
         self.act = act
-        self.dropout = self.compact(nn.Dropout(dropout_rate)) if dropout_rate else None
+        self.dropout = self.compact(nn.Dropout(dropout_rate)) if _drops(dropout_rate) else None
         self.norm = self.compact(nn.LayerNorm()) if use_layer_norm else None
         self.expand = self.compact(nn.Dense(features * 4))
         self.contract = self.compact(nn.Dense(features))

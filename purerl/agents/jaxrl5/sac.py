@@ -167,7 +167,8 @@ class SACLearner:
         """Make an agent from an integer seed and examples (only their shapes matter).
 
         Raises:
-            ValueError: if more target critics are asked for than there are critics.
+            ValueError: if more target critics are asked for than there are critics, the temperature
+                is not above 0, or the dropout rate above 1.
         """
         action_dim = ex_actions.shape[-1]
         num_qs, num_min_qs = config['num_qs'], config['num_min_qs']

@@ -629,6 +629,8 @@ def test_every_shipped_config_builds(cls, get_config, name):
         ('mbpo_rebrac', {'model_next_actions': 'own'}, "neighbours or policy, got 'own'"),
         ('sac', {'num_min_qs': 3}, 'num_min_qs=3 must lie between 1 and num_qs=2'),
         ('redq', {'num_min_qs': 0}, 'num_min_qs=0 must lie between 1'),
+        ('sac', {'init_temperature': 0.0}, r'init_temperature must be above 0, not 0\.0'),
+        ('droq', {'critic_dropout_rate': 1.5}, r'a dropout rate must not be above 1, as 1\.5 is'),
     ],
 )
 def test_create_refuses(name, overrides, message):
@@ -667,6 +669,11 @@ def test_redq_draws_some_critics_for_each_target():
     (a, _), (b, _) = (run(x, ONLINE['update'], 1) for x in (agent, plain))
     assert torch.equal(a.rng, b.rng)  # the split happens in either case
     assert not identical(a.critic.params, b.critic.params)
+
+
+def test_negative_dropout_rates_are_none():
+    agents = [make_agent('droq', critic_dropout_rate=rate) for rate in (-0.5, None)]
+    assert identical(*(run(agent, ONLINE['update'], 1)[0].critic.params for agent in agents))
 
 
 def test_droq_drops_out_in_updates():

@@ -287,6 +287,7 @@ def test_settings_of_the_sampler_can_be_replaced(variant):
         ({'N': 0}, 'N must be at least 1 candidate per observation, got 0'),
         ({'M': -1}, 'M must be at least 0 repetitions of the last denoising step, got -1'),
         ({'num_qs': 0}, 'num_qs=0: IDQL needs at least one critic'),
+        ({'time_dim': 1}, 'time_dim must be at least 2 features of the time, got 1'),
         ({'decay_steps': 0}, 'positive decay_steps, got 0'),
     ],
 )
