@@ -208,8 +208,9 @@ def _at_time_limit(raw, where, max_episode_steps):
         return raw['timeouts'] > 0
     if max_episode_steps is None:
         raise DatasetError(
-            f"{where}: the key 'timeouts' is missing, so max_episode_steps must be given (or "
-            'terminate_on_end=True, which keeps the steps at the time limit)'
+            f"{where}: the key 'timeouts' is missing, so the time limit must be known: set "
+            '--env_name to a registered environment with that limit (Hopper-v5), or give '
+            'max_episode_steps to purerl.data.d4rl.load'
         )
     limit = np.zeros(len(raw['terminals']), dtype=bool)
     step = 0

@@ -206,14 +206,26 @@ def _decaying(agent, settings):
 
 
 def _seeing(settings, data):
-    """Return the settings with those of a dataset of images that are not given."""
+    """Return the settings with those of a dataset of images that are not given.
+
+    Raises:
+        RunError: if a given one contradicts the dataset.
+    """
     if not isinstance(data, MemoryEfficientReplayBuffer):
         return settings
     options = {'action_repeat': 1, **data.env_options} if data.env_options else {}
     cameras = options.get('cameras') or {}
+    size = data['observations'][data.pixel_keys[0]].shape[1]
+    for name, found in (('image_size', size), ('num_stack', data.num_stack)):
+        given = getattr(settings, name)
+        if given not in (found, getattr(type(settings), name)):  # a default counts as not given
+            raise RunError(
+                f'{name}={given}, but the images of {settings.dataset} have {found}: leave '
+                f'{name} out, or choose another dataset'
+            )
     return dataclasses.replace(
         settings,
-        image_size=data['observations'][data.pixel_keys[0]].shape[1],
+        image_size=size,
         num_stack=data.num_stack,
         cameras=settings.cameras or ','.join(map(str, cameras.values())) or None,
         action_repeat=settings.action_repeat or options.get('action_repeat'),

@@ -294,6 +294,13 @@ def test_cloning_what_was_collected(tmp_path, dataset):
     assert (tmp_path / 'again/train.csv').read_bytes() == (tmp_path / 'bc/train.csv').read_bytes()
 
 
+@pytest.mark.parametrize(('flag', 'given', 'found'), [('image_size', 9, 8), ('num_stack', 4, 2)])
+def test_flags_that_contradict_the_dataset_are_refused(tmp_path, dataset, flag, given, found):
+    with pytest.raises(RunError, match=rf'{flag}={given}, but the images of .* have {found}'):
+        clone(tmp_path, dataset, **{flag: given})
+    assert not list(tmp_path.iterdir())
+
+
 def test_images_that_cannot_be_rendered_stop_before_anything_is_written(
     tmp_path, dataset, finished, monkeypatch
 ):
