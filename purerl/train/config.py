@@ -275,9 +275,12 @@ def setting(
     return dataclasses.field(default=default, metadata=metadata)
 
 
+MAX_SEED = 2**32 - 1  # of numpy's random streams
+
+
 def seed_setting(default: int, description: str):
-    """Declare the field of a seed: numpy's random streams take 32 bits."""
-    return setting(default, description, minimum=0, maximum=2**32 - 1)
+    """Declare the field of a seed."""
+    return setting(default, description, minimum=0, maximum=MAX_SEED)
 
 
 def check_settings(settings) -> None:

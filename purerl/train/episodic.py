@@ -48,7 +48,6 @@ from purerl.train.run import Run, RunSettings, create_agents
 from purerl.train.seeds import stack, unstack
 
 _METHODS = ('update', 'update_normalizer', 'sample_actions', 'warmup_actions', 'eval_actions')
-_LAST_SEED = 2**32 - 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,7 +137,6 @@ def train(agent: Agent, settings: Settings) -> dict:
         SystemExit: after SIGINT or SIGTERM, when a checkpoint has been written.
     """
     check_settings(settings)
-    _check_seeds(settings)
     _check_agent(agent, settings)
     run = Run('rrd', agent, settings, settings.env_name)
     with contextlib.closing(settings.make_env()) as env:
@@ -155,12 +153,6 @@ def train(agent: Agent, settings: Settings) -> dict:
         run.begin(updates, settings.total_iterations * settings.timesteps, example)
         with run:
             return _loop(run, settings, worlds, agents)
-
-
-def _check_seeds(settings):
-    last = settings.seeds[-1]
-    if last > _LAST_SEED:  # of numpy's MT19937
-        raise RunError(f'seed + num_seeds - 1 must be at most {_LAST_SEED}, not {last}')
 
 
 def _check_agent(agent, settings):

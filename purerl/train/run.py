@@ -32,6 +32,7 @@ from purerl.core.checkpoint import (
     save_checkpoint,
 )
 from purerl.train.config import (
+    MAX_SEED,
     Agent,
     RunError,
     check_config,
@@ -123,9 +124,11 @@ class Run:
         Raises:
             RunError: if there is an earlier run in the folder, and neither resume nor overwrite
                 was asked for; if it was started with other settings; or if the agent's config has
-                a number that no agent can have.
+                a number that no agent can have, or the last seed is too large.
         """
         check_config(agent)
+        if settings.seeds[-1] > MAX_SEED:
+            raise RunError(f'seed + num_seeds - 1 must be at most {MAX_SEED}')
         self.loop = loop
         self.agent = agent
         self.settings = settings
