@@ -169,7 +169,7 @@ class Dataset:
     @cached_property
     def terminal_locs(self) -> np.ndarray:
         """Indices of the last transition of each episode (see `episodes.episode_ends`)."""
-        return np.flatnonzero(episode_ends(self.arrays, self.name)[: self.size])
+        return np.flatnonzero(episode_ends(self.arrays, self.name))
 
     @cached_property
     def initial_locs(self) -> np.ndarray:

@@ -158,7 +158,6 @@ class ReplayBuffer(Dataset):
     def clear(self) -> None:
         """Forget all transitions."""
         self.size = self.pointer = 0
-        self._forget_episodes()
 
     def state_dict(self) -> dict:
         """Return everything that a resumed run needs, without the rows not yet filled.

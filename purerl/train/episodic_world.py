@@ -216,7 +216,12 @@ class World:
         self.tested = tuple(state['tested'])
 
     def close(self) -> None:
-        self.envs.close(timeout=_PATIENCE)
+        try:
+            self.envs.close(timeout=_PATIENCE)
+        except (EOFError, ConnectionError):  # one of the processes has been killed: end the others
+            for process in self.envs.processes:
+                process.terminate()
+                process.join()
         self.test_env.close()
 
 

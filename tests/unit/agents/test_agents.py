@@ -655,7 +655,7 @@ def test_rebrac_needs_next_actions():
     assert rebrac.ReBRACAgent.needs == {'next_actions'}
     batch = make_batch()
     del batch['next_actions']
-    with pytest.raises(KeyError, match='next_actions'):
+    with pytest.raises(ValueError, match='the batch lacks next_actions'):
         make_agent('rebrac').finetune(batch)
 
 

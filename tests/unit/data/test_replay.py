@@ -142,15 +142,6 @@ def test_episode_ends_follow_insertions():
     assert buffer.terminal_locs.tolist() == [2, 3]
 
 
-def test_cleared_rows_end_no_episodes():
-    buffer = filled(5)
-    assert buffer.terminal_locs.tolist() == [2]
-    buffer.clear()
-    assert buffer.terminal_locs.tolist() == []
-    buffer.insert(step(0))
-    assert buffer.terminal_locs.tolist() == []
-
-
 @pytest.mark.parametrize('count', [1, 4, 6, 8, 10, 12, 13, 27])
 @pytest.mark.parametrize('ends', [(), (3, 7), (5, 9, 11), tuple(range(0, 30, 2))], ids=str)
 def test_frames_are_stacked_in_the_order_of_insertion(count, ends):
