@@ -30,6 +30,7 @@ flags.DEFINE_list(
 flags.DEFINE_list('modes', ['inductor', 'trace'], 'Compilation modes.')
 flags.DEFINE_integer('batch_size', 256, 'Batch size of each critic step.')
 flags.DEFINE_integer('utd_ratio', 1, 'Updates to data ratio of online agents.')
+flags.DEFINE_string('device', 'cpu', 'Where our agents compute; originals choose for themselves.')
 flags.DEFINE_integer('rounds', 10, 'Rounds.', lower_bound=1)
 flags.DEFINE_integer('num_calls', 20, 'Timed calls in each round.', lower_bound=1)
 flags.DEFINE_integer('num_seeds', 1, 'Agents under vmap, timed beside one agent.', lower_bound=1)
@@ -97,6 +98,7 @@ def start(agent: str) -> list[Worker]:
     label = os.path.basename(agent)
     for mode in FLAGS.modes:
         options = {'module': 'experiments.benchmark_worker', 'agent': agent, 'mode': mode}
+        options['device'] = FLAGS.device
         if FLAGS.cold:
             with tempfile.TemporaryDirectory() as cache:
                 cold = Worker(f'{label} {mode} cold', cache=cache, **options)
@@ -136,7 +138,7 @@ def compare(workers: list[Worker]) -> None:
 def main(_):
     from purerl.train.benchmark import peak_gflops
 
-    print(f'matrix product: {peak_gflops():.0f} GFLOP/s')
+    print(f'matrix product: {peak_gflops(FLAGS.device):.0f} GFLOP/s')
     for agent in FLAGS.agents:
         workers = start(agent)
         compare(workers)

@@ -55,11 +55,13 @@ def main(_):
 
     jit.set_mode(FLAGS.mode)
     spec = load_agent(FLAGS.agent)
-    serve(prepare(spec, FLAGS.batch_size, FLAGS.utd_ratio, FLAGS.num_seeds, FLAGS.call))
+    sizes = FLAGS.batch_size, FLAGS.utd_ratio, FLAGS.num_seeds
+    serve(prepare(spec, *sizes, FLAGS.call, FLAGS.device))
 
 
 if __name__ == '__main__':
     define_flags()
     flags.DEFINE_integer('num_seeds', 1, 'Agents under vmap.')
+    flags.DEFINE_string('device', 'cpu', 'Where to put agents and batches.')
     flags.DEFINE_enum('mode', 'inductor', ['inductor', 'trace', 'off'], 'Compilation mode.')
     app.run(main)

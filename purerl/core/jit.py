@@ -173,7 +173,8 @@ class CompiledFunction:
             or get_proxy_mode() is not None
             or torch._C._functorch.peek_interpreter_stack() is not None
         ):
-            return self.fn(*_as_tensors(args), **_as_tensors(kwargs))
+            args, kwargs = _as_tensors((args, kwargs))
+            return self.fn(*args, **kwargs)
         args, kwargs, statics = self._split_statics(args, kwargs)
         program, leaves = self._find((mode, statics), (args, kwargs))
         return program(leaves)
@@ -189,7 +190,7 @@ class CompiledFunction:
                 if leaves is not None:
                     return program, leaves
         leaves, treedef = trees.flatten(arguments)
-        leaves = list(map(torch.Tensor.contiguous, _tensors(leaves)))
+        leaves = list(map(torch.Tensor.contiguous, _together(_tensors(leaves))))
         key = (*kind, treedef, tuple(map(_spec, leaves)))
         program = self._programs.get(key)
         if program is None:
@@ -232,7 +233,8 @@ def jit(
         mode: overrides the mode in force (see the module's docstring).
 
     Returns:
-        A function with the same arguments. Arrays and numbers among them become tensors.
+        A function with the same arguments. Arrays and numbers among them become tensors, and what
+        is on the CPU goes to the device of the others, if there is one.
     """
     if fn is None:
         return functools.partial(jit, static_argnames=static_argnames, mode=mode)
@@ -255,6 +257,7 @@ def _as_tensor(leaf):
 
 
 _TENSOR = {torch.Tensor}
+_CPU = torch.device('cpu')
 _spec = operator.attrgetter('shape', 'dtype', 'device')
 
 
@@ -266,10 +269,32 @@ def _tensors(leaves: list) -> list[torch.Tensor]:
 
 def _as_tensors(arguments):
     """Convert the arrays (not the numbers, which may be static) in a tree of arguments."""
-    return trees.map(
-        lambda leaf: _as_tensor(leaf) if isinstance(leaf, np.ndarray | np.generic) else leaf,
-        arguments,
-    )
+    leaves, treedef = trees.flatten(arguments)
+    leaves = [
+        _as_tensor(leaf) if isinstance(leaf, np.ndarray | np.generic) else leaf for leaf in leaves
+    ]
+    return trees.unflatten(treedef, _together(leaves))
+
+
+def _together(leaves: list) -> list:
+    """Bring tensors on the CPU to where the others are, as JAX does with uncommitted arrays."""
+    device = _device_of(leaves)
+    if device == _CPU:
+        return leaves
+    return [leaf.to(device) if isinstance(leaf, torch.Tensor) else leaf for leaf in leaves]
+
+
+def _device_of(leaves: list) -> torch.device:
+    """Return the first device besides the CPU; the CPU if there is none.
+
+    Raises:
+        ValueError: if there are several.
+    """
+    devices = {leaf.device for leaf in leaves if isinstance(leaf, torch.Tensor)} - {_CPU}
+    if len(devices) > 1:
+        names = ', '.join(sorted(map(str, devices)))
+        raise ValueError(f'arguments are on several devices: {names}')
+    return devices.pop() if devices else _CPU
 
 
 class _Program:
@@ -301,6 +326,7 @@ class _Program:
             self._run = compile_graph(graph, [leaves[i] for i in self._used], mode)
         self.flatten = trees.flattener(treedef)
         self._specs = list(map(_spec, leaves))
+        self._device = _device_of(leaves)
         # One call checks all that `_specs` says, in a tenth of the time.
         self._guards = TensorGuards(
             *leaves,
@@ -314,6 +340,8 @@ class _Program:
         leaves = _tensors(leaves)
         if self._guards.check(*leaves):
             return leaves
+        if self._device != _CPU:
+            leaves = _together(leaves)
         leaves = list(map(torch.Tensor.contiguous, leaves))
         return leaves if list(map(_spec, leaves)) == self._specs else None
 

@@ -32,12 +32,13 @@ def fori(num: int, body: Callable, carry, *operands):
             it closes over a tensor of the function being compiled.
     """
     carry, operands = trees.map(torch.Tensor.detach, (carry, operands))
+    state, treedef = trees.flatten(carry)
+    device = state[0].device
     mode = tracing_mode()
     if mode is None:
         for i in range(num):
-            carry = body(torch.tensor(i), carry, *operands)
+            carry = body(_index(i, device), carry, *operands)
         return carry
-    state, treedef = trees.flatten(carry)
     leaves, operands_def = trees.flatten(operands)
 
     def flat(i, *leaves):
@@ -48,7 +49,8 @@ def fori(num: int, body: Callable, carry, *operands):
         return [output.contiguous() for output in outputs]
 
     leaves = [*state, *leaves]
-    name = _register(flat, [_INDEX, *leaves], mode)
+    index = _index(0, device)
+    name = _register(flat, [index, *leaves], mode)
     return trees.unflatten(treedef, _fori(name, num, len(state), leaves))
 
 
@@ -128,7 +130,6 @@ def _describe(x):
 # 'trace:<hash>|8:0,-,0' (from the innermost vmap outwards).
 
 _GRAPHS: dict[str, torch.fx.GraphModule] = {}
-_INDEX = torch.tensor(0)  # stands for an iteration's number
 
 
 def _register(flat: Callable, leaves: Sequence[torch.Tensor], mode: str) -> str:
@@ -215,6 +216,11 @@ def _mapped_first(leaves, dims):
 # --- Loops' operator ------------------------------------------------------------------------------
 
 
+def _index(i: int, device: torch.device) -> torch.Tensor:
+    """Return an iteration's number; filled in by the device, which nothing waits for."""
+    return torch.full((), i, device=device)
+
+
 @torch.library.custom_op('purerl::fori', mutates_args=())
 def _fori(
     name: str, num: int, num_carry: int, leaves: Sequence[torch.Tensor]
@@ -224,7 +230,7 @@ def _fori(
     operands = [leaf.contiguous() for leaf in leaves[num_carry:]]
     run = _program(name)
     for i in range(num):
-        carry = list(run(torch.tensor(i), *carry, *operands))
+        carry = list(run(_index(i, carry[0].device), *carry, *operands))
     return carry
 
 

@@ -397,6 +397,16 @@ def _difference(tree, other) -> str:
     return 'the trees have the same leaves but different containers or static fields'
 
 
+def device_put(tree, device):
+    """Put the tensors of a tree on a device; the counterpart of ``jax.device_put``.
+
+    Args:
+        tree: a pytree. Leaves that are not tensors stay as they are.
+        device: a ``torch.device`` or its name.
+    """
+    return map(lambda leaf: leaf.to(device) if isinstance(leaf, torch.Tensor) else leaf, tree)
+
+
 def stack(trees: Sequence):
     """Stack trees of one structure along a new leading axis, for `vmap` over them."""
     return map(lambda *tensors: torch.stack(tensors), *trees)

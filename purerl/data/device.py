@@ -64,7 +64,7 @@ class DeviceDataset:
 
     def take(self, idxs: torch.Tensor | np.ndarray) -> dict:
         """Return the transitions at indices in [0, size), as a dict of tensors (B, ...)."""
-        idxs = torch.as_tensor(idxs)
+        idxs = torch.as_tensor(idxs, device=trees.leaves(self.arrays)[0].device)
         idxs = idxs if self.rows is None else self.rows.index_select(0, idxs)
         return trees.map(lambda tensor: tensor.index_select(0, idxs), self.arrays)
 

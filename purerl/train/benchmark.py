@@ -122,18 +122,20 @@ def carry(call: Callable, state) -> Callable[[], None]:
 
 
 def time_calls(step: Callable[[], None], count: int) -> list[float]:
-    """Return the seconds of each of `count` calls of `step`."""
+    """Return the seconds of each of `count` calls of `step`, with what it leaves a GPU to do."""
     seconds = []
     for _ in range(count):
         begin = time.perf_counter()
         step()
+        if torch.cuda.is_initialized():
+            torch.cuda.synchronize()
         seconds.append(time.perf_counter() - begin)
     return seconds
 
 
-def peak_gflops(size: int = 1024, repeats: int = 20) -> float:
-    """Measure this machine's float32 matrix product, in 1e9 operations per second."""
-    a = torch.ones(size, size)
+def peak_gflops(device: str = 'cpu', size: int = 1024, repeats: int = 20) -> float:
+    """Measure a device's float32 matrix product, in 1e9 operations per second."""
+    a = torch.ones(size, size, device=device)
     return 2 * size**3 / min(time_calls(lambda: a @ a, repeats)) / 1e9
 
 
@@ -150,12 +152,14 @@ def prepare(
     utd_ratio: int = 1,
     num_seeds: int = 1,
     only: str = '',
+    device: str = 'cpu',
 ) -> dict[str, tuple[Callable[[], None], Callable[[], int]]]:
     """Create an agent, and a synthetic batch for its calls.
 
     Args:
         num_seeds: agents trained together under vmap; 1 runs the plain program.
         only: name of the one call wanted; all of them if empty.
+        device: where agents and batch are put.
 
     Returns:
         For each call: a function that makes it once, going on from its last state, and one that
@@ -163,8 +167,12 @@ def prepare(
     """
     native.keep_freed_memory()
     batch = trees.map(torch.from_numpy, synthetic_batch(spec, batch_size * utd_ratio))
+    batch = trees.device_put(batch, device)
     examples = trees.map(lambda x: torch.from_numpy(x)[None], example_of(spec.config))
-    agents = [spec.agent_class.create(seed, *examples, spec.config) for seed in range(num_seeds)]
+    agents = [
+        trees.device_put(spec.agent_class.create(seed, *examples, spec.config), device)
+        for seed in range(num_seeds)
+    ]
     prepared = {}
     for name, call in calls_of(spec.agent_class, utd_ratio).items():
         if only and name != only:

@@ -148,7 +148,7 @@ def train(agent: Agent, settings: Settings) -> dict:
             stack.enter_context(contextlib.closing(World(agent, settings, seed)))
             for seed in settings.seeds
         ]
-        agents = create_agents(agent, settings.seeds, example)
+        agents = create_agents(agent, settings.seeds, example, settings.device)
         updates = settings.total_iterations * settings.train_batches
         run.begin(updates, settings.total_iterations * settings.timesteps, example)
         with run:

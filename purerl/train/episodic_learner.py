@@ -75,7 +75,8 @@ class Learner:
         choice = torch.tensor(mask)
 
         def choose(yes, no):
-            return torch.where(choice.reshape(-1, *[1] * (yes.ndim - 1)), yes, no)
+            rows = choice.reshape(-1, *[1] * (yes.ndim - 1)).to(yes.device)
+            return torch.where(rows, yes, no)
 
         return trees.map(choose, results[True], results[False])
 

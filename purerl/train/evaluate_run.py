@@ -27,6 +27,7 @@ class Settings:
         "Evaluate the agent with other values of fields that only acting reads: 'N=256;M=0', as "
         'inference_variants of experiments.offline_to_online.',
     )
+    device: str = setting('cpu', 'Where the agent computes: cpu, cuda, cuda:1, ...')
     video: bool = setting(False, 'Write a video of further episodes beside evaluation.json.')
     video_episodes: int = setting(1, 'Number of episodes in the video.', minimum=1)
 
@@ -49,7 +50,7 @@ def evaluate_run(settings: Settings) -> dict:
     if settings.run is None:
         raise RunError('which run? --run=<folder>')
     with jit.use_mode('trace'):
-        run = _changed(load_run(settings.run, settings.step), settings)
+        run = _changed(load_run(settings.run, settings.step, settings.device), settings)
         _check_env(run, settings.video)
         results, renders = [], []
         for i in range(len(run.agents)):

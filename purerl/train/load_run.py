@@ -15,7 +15,7 @@ from purerl.envs.pixels import options_of
 from purerl.train.config import RunError, load_agent
 from purerl.train.evaluation import disturbed, exploring_policy_of, policy_of, to_numpy
 from purerl.train.phases import by_frames
-from purerl.train.run import create_agents, examples_of, read_json
+from purerl.train.run import create_agents, examples_of, read_json, use_device
 from purerl.train.seeds import stack, unstack
 
 
@@ -115,23 +115,25 @@ def _shapes_of(space):
     return (int(space.n),) if isinstance(space, Discrete) else space.shape
 
 
-def load_run(path: str | Path, step: int | None = None) -> TrainedRun:
+def load_run(path: str | Path, step: int | None = None, device: str = 'cpu') -> TrainedRun:
     """Load the agents of a run, whichever loop it is of.
 
     Args:
         path: the run's folder.
         step: the step of its checkpoint; None for the latest.
+        device: where to put the agents, wherever they were trained.
 
     Raises:
-        RunError: if there is no such run, or its agent's file is gone or does not fit.
+        RunError: if there is no such run or device, or its agent's file is gone or does not fit.
         CheckpointError: if there is no such checkpoint, or it is damaged.
     """
+    use_device(device)
     folder = Path(path).expanduser()
     flags = read_json(folder / 'flags.json')
     agent = load_agent(flags['agent'], _tuples(read_json(folder / 'config.json')))
     seeds = range(flags['seed'], flags['seed'] + flags['num_seeds'])
     examples = examples_of(folder)
-    like = stack(create_agents(agent, seeds, examples))
+    like = stack(create_agents(agent, seeds, examples, device))
     tree, host_state, step = load_checkpoint(folder / 'checkpoints', step, like=like)
     agents = unstack(tree, len(seeds))
     return TrainedRun(folder, flags, step, agents, seeds, examples, host_state['state'])

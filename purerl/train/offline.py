@@ -388,7 +388,7 @@ def train(agent: Agent, settings: Settings) -> dict:
         examples = [world.batch(phases['pretraining'].train, 1) for world in worlds]
         example = {key: torch.from_numpy(examples[0][key]) for key in ('observations', 'actions')}
         _check_encoder(agent, example['observations'])
-        agents = create_agents(agent, settings.seeds, example)
+        agents = create_agents(agent, settings.seeds, example, settings.device)
         if settings.restore_path is not None and not run.start:
             path, epoch = settings.restore_path, settings.restore_epoch
             agents = [

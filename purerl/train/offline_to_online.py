@@ -178,7 +178,7 @@ def train(agent: Agent, settings: Settings) -> dict:
     if settings.evaluates or settings.online_max_steps:
         offline_checks.check_env(settings, first)
     example = trees.map(torch.from_numpy, first)
-    agents = create_agents(agent, settings.seeds, example)
+    agents = create_agents(agent, settings.seeds, example, settings.device)
     keys = offline_checks.entries_to_learn_from(agent, agents[0], rows)
     data = transitions.prepare(data, settings, keys)
     samplers = [transitions.make_sampler(data, settings, seed, keys) for seed in settings.seeds]

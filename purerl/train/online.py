@@ -225,7 +225,7 @@ def train(agent: Agent, settings: Settings) -> dict:
             'observations': _zeros(env.observation_space),
             'actions': _zeros(env.action_space),
         }
-        agents = create_agents(agent, settings.seeds, example)
+        agents = create_agents(agent, settings.seeds, example, settings.device)
         actions = settings.max_steps // settings.repeat
         updates = (actions - settings.start_training) * settings.utd_ratio
         run.begin(updates, settings.max_steps, example)

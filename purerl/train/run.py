@@ -78,6 +78,12 @@ class RunSettings:
     keep_checkpoints: int = setting(
         1, 'How many checkpoints to keep; 0 keeps all.', minimum=0, free=True
     )
+    device: str = setting(
+        'cpu',
+        'Where the agent computes: cpu, cuda, cuda:1, ... It is created on the CPU, so that its '
+        'parameters are the same everywhere; environments and replay buffers stay there.',
+        free=True,
+    )
     jit: str = setting(
         'auto',
         'inductor: generated code (slow to start, fast); trace: traced graphs; off: eager; auto: '
@@ -123,10 +129,12 @@ class Run:
 
         Raises:
             RunError: if there is an earlier run in the folder, and neither resume nor overwrite
-                was asked for; if it was started with other settings; or if the agent's config has
-                a number that no agent can have, or the last seed is too large.
+                was asked for; if it was started with other settings; if the agent's config has a
+                number that no agent can have; if the last seed is too large; or if there is no such
+                device.
         """
         check_config(agent)
+        use_device(settings.device)
         if settings.seeds[-1] > MAX_SEED:
             raise RunError(f'seed + num_seeds - 1 must be at most {MAX_SEED}')
         self.loop = loop
@@ -254,7 +262,11 @@ class Run:
     def _write_description(self, mode, example_batch):
         flags = {'loop': self.loop, 'agent': self.agent.path, **dataclasses.asdict(self.settings)}
         examples = trees.map(_description, dict(example_batch))
-        versions = {**_versions(self.agent), 'jit': mode, 'threads': torch.get_num_threads()}
+        versions = {
+            **_versions(self.agent, self.settings.device),
+            'jit': mode,
+            'threads': torch.get_num_threads(),
+        }
         write_json(self.folder / 'config.json', _jsonable(self.agent.config))
         write_json(self.folder / 'agent.json', examples)
         write_json(self.folder / 'versions.json', versions)
@@ -262,8 +274,8 @@ class Run:
         write_json(self.folder / 'flags.json', flags)
 
     def _check_versions(self):
-        before = read_json(self.folder / 'versions.json')
-        for key, now in _versions(self.agent).items():
+        before = {'device': 'cpu', **read_json(self.folder / 'versions.json')}
+        for key, now in _versions(self.agent, self.settings.device).items():
             if before.get(key) != now:
                 print(
                     f'warning: {key} was {before.get(key)} when this run started and is {now} now: '
@@ -417,8 +429,29 @@ def _jsonable(config) -> dict:
     return json.loads(json.dumps(config.to_dict()))
 
 
-def _versions(agent: Agent) -> dict:
-    versions = {}
+def use_device(name: str) -> None:
+    """Check that a device can be used, and let it compute in float32 throughout.
+
+    Raises:
+        RunError: if it cannot be used here.
+    """
+    torch.backends.cudnn.allow_tf32 = False  # convolutions would round their inputs to 10 bits
+    try:
+        torch.zeros(1, device=name).cpu()
+    except (RuntimeError, AssertionError, ImportError) as error:
+        reason = str(error).partition('. ')[0]
+        raise RunError(
+            f'device={name} cannot be used here ({reason}): leave --device out for the CPU, or '
+            'install torch with CUDA'
+        ) from error
+
+
+def _device_name(name):
+    return torch.cuda.get_device_name(name) if name.startswith('cuda') else name
+
+
+def _versions(agent: Agent, device: str) -> dict:
+    versions = {'device': _device_name(device)}
     for package in _PACKAGES:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             versions[package] = importlib.metadata.version(package)
@@ -459,16 +492,23 @@ def _example(spec: dict):
     return torch.zeros(spec['shape'], dtype=getattr(torch, spec['dtype']))
 
 
-def create_agents(agent: Agent, seeds, example_batch: dict) -> list:
+def create_agents(agent: Agent, seeds, example_batch: dict, device: str = 'cpu') -> list:
     """Create one agent per seed.
+
+    Args:
+        agent: the agent's file and config.
+        seeds: their seeds.
+        example_batch: `observations` and `actions` with one row.
+        device: where to put them once they are created.
 
     Raises:
         RunError: if the config does not fit the agent or the environment.
     """
     observations, actions = example_batch['observations'], example_batch['actions']
     try:
-        return [
+        agents = [
             agent.agent_class.create(seed, observations, actions, agent.config) for seed in seeds
         ]
     except ValueError as error:
         raise RunError(f'{agent.path} cannot be created with this config: {error}') from error
+    return [trees.device_put(member, device) for member in agents]

@@ -179,7 +179,7 @@ def prepare(data: Data, settings, keys: Sequence[str]) -> DeviceDataset | Data:
         data = d4rl.shape_rewards(
             data, settings.env_name, settings.normalize_returns, settings.dataset
         )
-    return DeviceDataset.create({key: data[key] for key in keys})
+    return DeviceDataset.create({key: data[key] for key in keys}, settings.device)
 
 
 def first_rows(data: Data, num: int) -> dict:
@@ -249,10 +249,7 @@ class KeySampler:
         """Append `num` of the transitions to train on to a batch of online ones."""
         idxs = self.mixing_stream.integers(self.train.size, size=num)
         offline = self.train.take(idxs)
-        return {
-            key: trees.map(lambda a, b: torch.cat([torch.from_numpy(a), b]), online[key], rows)
-            for key, rows in offline.items()
-        }
+        return {key: trees.map(_joined, online[key], rows) for key, rows in offline.items()}
 
     def state(self) -> dict:
         """Return what `set_state` needs to go on."""
@@ -266,6 +263,10 @@ class KeySampler:
         self.key = torch.from_numpy(np.array(state['key']))
         self.held_out_stream.bit_generator.state = state['held_out_stream']
         self.mixing_stream.bit_generator.state = state['mixing_stream']
+
+
+def _joined(array, tensor):
+    return torch.cat([torch.from_numpy(array).to(tensor.device), tensor])
 
 
 class ImageSampler:

@@ -1,6 +1,7 @@
 """The online launcher, from the command line's flags to the files that it leaves."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -176,3 +177,20 @@ def test_an_offline_agent_is_sent_to_the_other_loop(tmp_path, agent, message):
     with pytest.raises(RunError, match=message):
         launcher.main(['online', '--env_name=Pendulum-v1', *arguments])
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize('device', ['cuda:99', 'meta', 'abacus'])
+def test_a_device_that_is_not_there_is_refused(tmp_path, device):
+    with pytest.raises(RunError, match=f'^device={device} cannot be used here .* --device out'):
+        run(tmp_path, device=device)
+    assert not list(tmp_path.iterdir())
+
+
+def test_another_device_on_resuming_is_warned_of(finished, tmp_path, capsys):
+    shutil.copytree(finished, tmp_path / 'run')
+    versions = json.loads((tmp_path / 'run/versions.json').read_text())
+    assert versions['device'] == 'cpu'
+    versions['device'] = 'NVIDIA H200'
+    (tmp_path / 'run/versions.json').write_text(json.dumps(versions))
+    run(tmp_path, resume=True)
+    assert 'device was NVIDIA H200 when this run started and is cpu now' in capsys.readouterr().err

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from purerl.core import jit as jit_module
@@ -380,3 +381,20 @@ def test_libraries_that_a_killed_compiler_cut_off_are_compiled_again(tmp_path):
         assert libraries
         for library in libraries:
             library.write_bytes(b'')
+
+
+@pytest.mark.parametrize('mode', ['off', 'trace'])
+def test_what_is_on_the_cpu_goes_to_where_the_rest_is(mode):
+    add = jit(lambda x, y, z: {'sum': x + y, 'own': z}, mode=mode)
+    there = trees.device_put({'x': X}, 'meta')['x']
+    for x in (X.numpy(), X):
+        devices = trees.map(lambda leaf: leaf.device.type, add(x, there, X))
+        assert devices == {'sum': 'meta', 'own': 'meta'}
+    assert add(X, X, X)['sum'].device.type == 'cpu'
+
+
+def test_arguments_on_two_devices_are_refused():
+    with FakeTensorMode():
+        x, y = (torch.empty(2, device=device) for device in ('cuda:0', 'cuda:1'))
+        with pytest.raises(ValueError, match='several devices: cuda:0, cuda:1'):
+            jit(lambda x, y: x + y, mode='off')(x, y)
