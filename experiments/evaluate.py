@@ -1,4 +1,4 @@
-"""Evaluates a run of experiments.online, offline, pretrain_finetune or offline_to_online.
+"""Evaluates a run of any launcher: online, offline, pretrain_finetune, offline_to_online, rrd.
 
 python -m experiments.evaluate --run=runs/Pendulum-v1/sac_sd042_1a2b3c4d --episodes=20 --video
 python -m experiments.evaluate --run=runs/Hopper-v5/idql --inference_variant=N=256

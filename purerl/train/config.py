@@ -101,6 +101,15 @@ def load_agent(path: str, overrides: Mapping | None = None) -> Agent:
     return Agent(stored, load_agent_class(path), config, settings)
 
 
+def takes_argument(path: str) -> bool:
+    """Return whether an agent file's `get_config` takes an argument.
+
+    Raises:
+        RunError: if there is no such file, or it cannot be imported.
+    """
+    return bool(inspect.signature(_load_module(find_file(path)).get_config).parameters)
+
+
 def split_path(path: str) -> tuple[str, str | None]:
     """Split ``<file>.py:<argument>`` into the file and the argument, None where there is none."""
     match = re.fullmatch(r'(.*\.py):(.*)', str(path), re.DOTALL)

@@ -50,6 +50,11 @@ class AroundBase:
     """What an agent around another one, its field `base`, leaves to it: acting and targets."""
 
     @classmethod
+    def default_base(cls, games: bool) -> str:
+        """Return the original's base for Atari games, or for MuJoCo."""
+        return 'dqn' if games else 'sac'
+
+    @classmethod
     def variant(cls, basis_alg: str, environment: str | None) -> str:
         """Return the argument of `get_config` for a base in an environment."""
         return basis_alg

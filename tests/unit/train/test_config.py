@@ -308,14 +308,22 @@ def test_wide_networks():
     assert is_wide(load_agent(SAC, {'hidden_dims': (64, 512)}).config)
 
 
+LAUNCHERS = [
+    file for file in (ROOT / 'experiments').glob('*.py') if 'launch(main)' in file.read_text()
+]
+
+
+def test_launchers_are_thin():
+    names = {file.stem for file in LAUNCHERS}
+    assert {'online', 'offline', 'pretrain_finetune', 'offline_to_online', 'rrd'} <= names
+    for file in LAUNCHERS:
+        assert len(file.read_text().splitlines()) < 80, file
+
+
 def test_loops_do_not_know_agents_by_name():
     names = {path.stem for path in (ROOT / 'purerl/agents').rglob('*.py')}
     names -= {'__init__', 'networks', 'encoders', 'infom', 'rrd'}  # the last two name loops, too
-    launchers = [
-        file for file in (ROOT / 'experiments').glob('*.py') if 'import launch' in file.read_text()
-    ]
-    assert {'online', 'offline', 'pretrain_finetune'} <= {file.stem for file in launchers}
-    for file in [*(ROOT / 'purerl/train').glob('*.py'), *launchers]:
+    for file in [*(ROOT / 'purerl/train').glob('*.py'), *LAUNCHERS]:
         lines = Path(file).read_text().splitlines()
         code = [line for line in lines if 'purerl/agents/' not in line]
         assert not [line for line in code for name in names if f"'{name}'" in line]
