@@ -1,9 +1,9 @@
 """Replay buffers of whole episodes: for RRD's subsequences and IRCR's returns.
 
 Counterparts of algorithm/replay_buffer of Stilwell-Git/Randomized-Return-Decomposition @ bc80473.
-A random source is a `np.random.RandomState`, and draws are the originals', number for number: each
-transition is drawn as a position in the buffer, which decides the episode, and then a position in
-that episode.
+Each transition is drawn as a position in the buffer, which decides the episode, and then a position
+in that episode. Random sources are those of `purerl.data.sampling`; with a `np.random.RandomState`
+the draws are the originals', number for number, with others those of a batch come all at once.
 
 Transitions of an unfinished episode wait (`append`). When it has ended (`commit`) they are written
 once, where they stay, and leave with their whole episode. Several environments can fill a buffer
@@ -17,6 +17,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from purerl.data import sampling
 from purerl.data.unfinished_episodes import UnfinishedEpisodes
 
 _ELITE = 10  # episodes with the largest returns that IRCR keeps
@@ -132,25 +133,22 @@ class EpisodeReplay:
 
     # --- Drawing -----------------------------------------------------------------------------
 
-    def _draw_episode(self, stream) -> int:
-        """Draw the episode (its number modulo capacity) of a uniformly drawn transition."""
-        position = stream.randint(self.length)
-        return int(self._episode_of[(self._head + position) % self.capacity]) % self.capacity
+    def _episode_at(self, positions):
+        """Return the episodes (their numbers modulo capacity) of positions in the buffer."""
+        return self._episode_of[(self._head + positions) % self.capacity] % self.capacity
 
-    def _draw(self, batch_size: int, stream) -> tuple[np.ndarray, np.ndarray]:
+    def _draw(self, batch_size: int, source) -> tuple[np.ndarray, np.ndarray]:
         """Draw transitions; returns their episodes and their positions in them."""
         if self.length == 0:
             raise ValueError('no episode has ended yet: there is nothing to sample')
-        episodes, positions = np.empty(batch_size, np.int64), np.empty(batch_size, np.int64)
-        for i in range(batch_size):
-            episodes[i] = episode = self._draw_episode(stream)
-            positions[i] = stream.randint(self._lengths[episode])
-        return episodes, positions
+        return _draw_transitions(batch_size, source, self.length, self._episode_at, self._lengths)
 
-    def _draw_subsequence(self, size: int, stream, episode: int) -> np.ndarray:
+    def _draw_subsequence(self, size: int, source, episode: int) -> np.ndarray:
         """Draw positions in an episode; with repetitions only if it is shorter than `size`."""
         length = int(self._lengths[episode])
-        return stream.choice(length, size, replace=size > length)
+        if isinstance(source, np.random.RandomState):
+            return source.choice(length, size, replace=size > length)
+        return source.randint(length, size) if size > length else source.permutation(length)[:size]
 
     def _transitions(self, episodes: np.ndarray, positions: np.ndarray) -> dict:
         """Gather transitions; the arrays have the index arrays' (common) shape in front."""
@@ -158,12 +156,12 @@ class EpisodeReplay:
         gathered = {key: array[rows] for key, array in self._arrays.items()}
         return {**gathered, **self._observations(episodes, positions)}
 
-    def sample(self, batch_size: int, stream) -> dict:
+    def sample(self, batch_size: int, rng) -> dict:
         """Draw a batch of transitions.
 
         Args:
             batch_size: how many.
-            stream: a `np.random.RandomState`.
+            rng: random source, see `purerl.data.sampling`.
 
         Returns:
             A dict of arrays (B, ...).
@@ -171,16 +169,16 @@ class EpisodeReplay:
         Raises:
             ValueError: if no episode has ended yet.
         """
-        return self._transitions(*self._draw(batch_size, stream))
+        return self._transitions(*self._draw(batch_size, _source(rng)))
 
     def sample_subsequences(
-        self, batch_size: int, stream, rrd_batch_size: int, rrd_sample_size: int, coefficients: bool
+        self, batch_size: int, rng, rrd_batch_size: int, rrd_sample_size: int, coefficients: bool
     ) -> dict:
         """Draw a batch and subsequences for RRD's reward step.
 
         Args:
             batch_size: transitions in the batch.
-            stream: a `np.random.RandomState`.
+            rng: random source, see `purerl.data.sampling`.
             rrd_batch_size: transitions in all subsequences, rounded down to a multiple of
             rrd_sample_size: transitions n in each of the K subsequences, drawn without repetition
                 from one episode; with repetition if the episode is shorter.
@@ -191,13 +189,14 @@ class EpisodeReplay:
             `rrd_rewards` (K,), the episodes' returns divided by their lengths, and `rrd_var_coef`
             (K,): 1 - n / length, 1 for episodes shorter than n, 0 for those of one step.
         """
-        batch = self.sample(batch_size, stream)
+        source = _source(rng)
+        batch = self.sample(batch_size, source)
         count = rrd_batch_size // rrd_sample_size
         episodes = np.empty(count, np.int64)
         positions = np.empty((count, rrd_sample_size), np.int64)
         for i in range(count):
-            episodes[i] = self._draw_episode(stream)
-            positions[i] = self._draw_subsequence(rrd_sample_size, stream, int(episodes[i]))
+            episodes[i] = self._episode_at(_draw_integer(source, self.length))
+            positions[i] = self._draw_subsequence(rrd_sample_size, source, int(episodes[i]))
         drawn = self._transitions(np.broadcast_to(episodes[:, None], positions.shape), positions)
         lengths = self._lengths[episodes]
         batch |= {
@@ -209,13 +208,13 @@ class EpisodeReplay:
             batch['rrd_var_coef'] = np.float32(np.where(lengths > 1, share, 0.0))
         return batch
 
-    def sample_returns(self, batch_size: int, stream) -> dict:
+    def sample_returns(self, batch_size: int, rng) -> dict:
         """Draw a batch for IRCR: with the transitions' episodes' `returns` (B,).
 
         0-d `return_low` and `return_high` are the bounds of the returns at hand. Of an
         `EliteReplay`, half of the batch (rounded up) is of the ten largest returns' episodes.
         """
-        episodes, positions = self._draw(batch_size, stream)
+        episodes, positions = self._draw(batch_size, _source(rng))
         low, high = np.float32(self.bounds)
         return {
             **self._transitions(episodes, positions),
@@ -322,14 +321,18 @@ class EliteReplay(EpisodeReplay):
         """Return the elite's transitions' episodes, by their positions in `elite`."""
         return np.repeat(np.arange(len(self.elite)), [len(e['rewards']) for e in self.elite])
 
-    def sample_returns(self, batch_size: int, stream) -> dict:
-        half = batch_size // 2
-        batch = super().sample_returns(half, stream)
+    def sample_returns(self, batch_size: int, rng) -> dict:
+        source, half = _source(rng), batch_size // 2
+        batch = super().sample_returns(half, source)
         bounds = {key: batch.pop(key) for key in ('return_low', 'return_high')}
-        numbers, picked = self.elite_numbers(), []
-        for _ in range(batch_size - half):
-            episode = self.elite[numbers[stream.randint(len(numbers))]]
-            position = stream.randint(len(episode['rewards']))
+        numbers = self.elite_numbers()
+        lengths = np.array([len(episode['rewards']) for episode in self.elite])
+        drawn = _draw_transitions(
+            batch_size - half, source, len(numbers), numbers.__getitem__, lengths
+        )
+        picked = []
+        for number, position in zip(*drawn, strict=True):
+            episode = self.elite[number]
             row = {key: episode[key][position] for key in self._arrays}
             picked.append({**row, 'returns': np.float32(episode['return'])})
         return {
@@ -348,3 +351,35 @@ class EliteReplay(EpisodeReplay):
 def _stored_dtype(value) -> np.dtype:
     dtype = np.asarray(value).dtype
     return np.dtype(np.float32) if dtype == np.float64 else dtype
+
+
+def _source(rng):
+    """Return a random source to draw from; a `RandomState` as it is, the others resolved."""
+    return rng if isinstance(rng, np.random.RandomState) else sampling.resolve(rng)
+
+
+def _draw_integer(source, high: int) -> int:
+    if isinstance(source, np.random.RandomState):
+        return source.randint(high)
+    return int(source.randint(high, ()))
+
+
+def _draw_transitions(num: int, source, total: int, episode_at, lengths: np.ndarray):
+    """Draw `num` of `total` transitions.
+
+    Args:
+        episode_at: maps positions among them, one or an array, to episodes.
+        lengths: the episodes' lengths.
+
+    Returns:
+        The episodes, and positions in them, two arrays (num,).
+    """
+    if not isinstance(source, np.random.RandomState):
+        episodes = episode_at(source.randint(total, num))
+        positions = (source.rand(num) * lengths[episodes]).astype(np.int64)
+        return episodes, np.minimum(positions, lengths[episodes] - 1)  # products may round up
+    episodes, positions = np.empty(num, np.int64), np.empty(num, np.int64)
+    for i in range(num):
+        episodes[i] = episode = episode_at(source.randint(total))
+        positions[i] = source.randint(lengths[episode])
+    return episodes, positions

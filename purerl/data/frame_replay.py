@@ -49,11 +49,13 @@ class FrameReplay(EpisodeReplay):
             'next_observations': np.ascontiguousarray(frames[..., 1:]),
         }
 
-    def _draw_subsequence(self, size, stream, episode):
-        # The original draws without repetition, drops that, and draws again with repetition.
-        super()._draw_subsequence(size, stream, episode)
+    def _draw_subsequence(self, size, source, episode):
         length = int(self._lengths[episode])
-        return np.array([stream.randint(length) for _ in range(size)])
+        if not isinstance(source, np.random.RandomState):
+            return source.randint(length, size)
+        # The original draws without repetition, drops that, and draws again with repetition.
+        super()._draw_subsequence(size, source, episode)
+        return np.array([source.randint(length) for _ in range(size)])
 
     def state_dict(self) -> dict:
         frames = {str(number): frames for number, frames in self._frames.items()}

@@ -64,12 +64,12 @@ class TransitionReplay:
         self.stored += len(transitions['rewards'])
         self.episodes += 1
 
-    def sample(self, batch_size: int, stream) -> dict:
+    def sample(self, batch_size: int, rng) -> dict:
         """Draw a batch with repetitions.
 
         Args:
             batch_size: how many transitions.
-            stream: a `np.random.RandomState`.
+            rng: random source, see `purerl.data.sampling`.
 
         Returns:
             A dict of arrays (B, ...).
@@ -79,7 +79,7 @@ class TransitionReplay:
         """
         if self.length == 0:
             raise ValueError('no episode has ended yet: there is nothing to sample')
-        return self.buffer.sample(batch_size, stream)
+        return self.buffer.sample(batch_size, rng)
 
     def state_dict(self) -> dict:
         """Return everything that a resumed run needs; write or copy it before the next call."""

@@ -5,6 +5,7 @@ import copy
 import numpy as np
 import pytest
 
+from purerl.core import random
 from purerl.core.checkpoint import load_checkpoint, save_checkpoint
 from purerl.data.episode_replay import EliteReplay, EpisodeReplay
 from purerl.data.frame_replay import FrameReplay
@@ -122,6 +123,50 @@ def test_episodes_shorter_than_the_subsequence_repeat_transitions():
     coefficients = buffer.sample_subsequences(1, stream(), 80, 4, True)['rrd_var_coef']
     assert set(coefficients) == {0.0, 1.0}
     assert 'rrd_var_coef' not in buffer.sample_subsequences(1, stream(), 4, 4, False)
+
+
+SOURCES = {
+    'key': lambda seed: random.key(seed),
+    'torch': lambda seed: random.generator(random.key(seed)),
+    'numpy': np.random.default_rng,
+}
+
+
+@pytest.mark.parametrize('name', SOURCES)
+@pytest.mark.parametrize('kind', ['transitions', 'episodes', 'elite', 'frames'])
+def test_any_random_source_draws(kind, name):
+    source = SOURCES[name]
+    buffer = fill(make(kind), kind, [2, 8])
+
+    def drawn(seed):
+        return buffer.sample(4000, source(seed))['actions'][:, 0].astype(int)
+
+    np.testing.assert_allclose(np.bincount(drawn(0)) / 4000, 0.1, atol=0.02)
+    np.testing.assert_array_equal(drawn(0), drawn(0))
+    assert (drawn(0) != drawn(1)).any()
+
+
+@pytest.mark.parametrize('name', SOURCES)
+@pytest.mark.parametrize('kind', ['episodes', 'frames'])
+def test_any_random_source_draws_subsequences(kind, name):
+    buffer = fill(make(kind), kind, [3, 9])
+    batch = buffer.sample_subsequences(5, SOURCES[name](0), 150, 3, True)
+    actions = batch['rrd_actions'][..., 0].astype(int)  # (50, 3)
+    short = (actions < 3).all(1)
+    assert ((actions >= 3).all(1) | short).all() and short.any() and not short.all()
+    assert all(len(set(row)) == 3 for row in actions) == (kind == 'episodes')
+    assert len(np.unique(actions[~short], axis=0)) > 10
+    longer = buffer.sample_subsequences(5, SOURCES[name](0), 40, 4, True)['rrd_actions']
+    assert longer.shape == (10, 4, 1)
+
+
+@pytest.mark.parametrize('name', SOURCES)
+def test_any_random_source_draws_returns(name):
+    rewards = [float(r) for r in range(13)]
+    buffer = fill(make('elite', capacity=4), 'elite', [2] * 13, rewards=rewards)
+    returns = buffer.sample_returns(400, SOURCES[name](0))['returns']
+    assert set(returns[:200]) == {22.0, 24.0}
+    assert set(returns[200:]) == {2.0 * r for r in range(3, 13)}
 
 
 def test_returns_come_half_from_the_ten_best_episodes():
