@@ -9,7 +9,9 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
 from purerl.core import jit
 from purerl.train import loop, offline, online
@@ -135,6 +137,19 @@ def test_offline(tmp_path, monkeypatch, dataset, count):
     assert contents(tmp_path / 'run') == contents(tmp_path / 'whole')
 
 
+def test_global_random_numbers_are_neither_read_nor_written(tmp_path, dataset, uninterrupted):
+    def states():
+        return torch.get_rng_state().tolist(), str(np.random.get_state()), random.getstate()
+
+    for seed in (torch.manual_seed, np.random.seed, random.seed):
+        seed(len(uninterrupted))
+    before = states()
+    online.train(load_agent(*SAC), online_settings(tmp_path))
+    assert contents(tmp_path / 'run') == uninterrupted
+    offline.train(load_agent(*REBRAC), offline_settings(tmp_path, dataset, run_name='offline'))
+    assert states() == before
+
+
 def test_several_seeds(tmp_path, monkeypatch):
     settings = online_settings(tmp_path, num_seeds=2)
     whole = dataclasses.replace(settings, run_name='whole')
@@ -175,18 +190,32 @@ def test_raised_steps_continue_as_though_they_had_been_planned(tmp_path, uninter
 
 
 def test_a_killed_process(tmp_path, uninterrupted):
-    flags = dataclasses.asdict(online_settings(tmp_path))
-    command = [sys.executable, '-m', 'experiments.online', '--agent', SAC[0]]
-    command += ['--agent.hidden_dims=8']
+    kill_and_resume('online', SAC, online_settings(tmp_path))
+    assert contents(tmp_path / 'run') == uninterrupted
+
+
+def test_a_killed_offline_process(tmp_path, dataset):
+    settings = offline_settings(tmp_path, dataset)
+    offline.train(load_agent(*REBRAC), dataclasses.replace(settings, run_name='whole'))
+    kill_and_resume('offline', REBRAC, settings)
+    assert contents(tmp_path / 'run') == contents(tmp_path / 'whole')
+
+
+def kill_and_resume(launcher, agent, settings):
+    """Start a run as a process, kill it at some moment after its first checkpoint, and go on."""
+    path, overrides = agent
+    command = [sys.executable, '-m', f'experiments.{launcher}', '--agent', path]
+    command += [f'--agent.{name}={value}' for name, value in overrides.items()]
+    flags = dataclasses.asdict(settings)
     command += [f'--{name}={value}' for name, value in flags.items() if value is not None]
     command = [part for part in command if part not in ('--resume=False', '--overwrite=False')]
     process = start(command)
-    wait_for(lambda: list(tmp_path.glob('run/checkpoints/*.json')), process)
+    checkpoints = Path(settings.save_dir, 'run', 'checkpoints')
+    wait_for(lambda: list(checkpoints.glob('*.json')), process)
     time.sleep(random.SystemRandom().uniform(0, 0.3))
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert start([*command, '--resume']).wait() == 0
-    assert contents(tmp_path / 'run') == uninterrupted
 
 
 @pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])

@@ -10,7 +10,7 @@ import torch
 from experiments.rrd import translate
 from purerl.agents.rrd import bases, ddpg, dqn, ircr, networks, rrd, sac, td3
 from purerl.core import trees
-from purerl.core.jit import jit, use_mode, vmap
+from purerl.core.jit import CompiledFunction, jit, use_mode, vmap
 
 BATCH, SIZE, ACTIONS, SUB = 6, 4, 2, 3
 SMALL = {'hidden_dims': (8, 8), 'reward_hidden_dims': (8, 8), 'conv_features': (2, 3, 3)}
@@ -135,6 +135,30 @@ def test_vmap_equals_loop(name):
     stacked, info = many(trees.stack(agents), *batches)
     for i, agent in enumerate(agents):
         assert_close((trees.index(stacked, i), trees.index(info, i)), agent.update(*batches))
+
+
+@all_agents
+def test_no_program_is_traced_again(name):
+    classes = {type(make_agent(name)), type(base_of(make_agent(name)))}
+
+    def act_and_learn(seed):
+        agent = make_agent(name, seed)
+        for i in range(2):
+            observations = make_batch(name, i)['observations']
+            _, agent = agent.warmup_actions(observations)
+            _, agent = agent.sample_actions(observations)
+            agent.eval_actions(observations)
+            agent, _ = step(name, agent, i)
+
+    def programs():
+        functions = [getattr(cls, name) for cls in classes for name in dir(cls)]
+        return sum(f.num_programs for f in functions if isinstance(f, CompiledFunction))
+
+    with use_mode('trace'):
+        act_and_learn(0)
+        before = programs()
+        act_and_learn(7)
+    assert programs() == before > 0
 
 
 @all_agents
