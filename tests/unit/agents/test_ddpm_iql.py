@@ -208,8 +208,6 @@ def test_the_best_candidate_is_chosen(variant, mode):
     qs = agent.target_critic(repeated, candidates).amin(0)
     torch.testing.assert_close(action, candidates[qs.argmax()])
     assert torch.equal(moved.rng, random.split(rng)[0])
-    more, _ = agent.replace(N=64).eval_actions(observation)
-    assert agent.compute_q(observation, more) >= qs.max() - 0.5
 
 
 @both
@@ -267,7 +265,7 @@ def test_settings_of_the_sampler_can_be_replaced(variant):
     for changes in ({'N': 1}, {'M': 2}, {'clip_sampler': False}, {'ddpm_temperature': 0.1}):
         changed = agent.replace(**changes)
         seen.append(changed.eval_actions(observation)[0])
-    assert len({tuple(action.tolist()) for action in seen}) > 2
+    assert len({tuple(action.tolist()) for action in seen}) == len(seen)
     for changes in ({'N': 0}, {'M': -1}, {'T': 0}):
         with pytest.raises(ValueError, match=f'{next(iter(changes))} must be at least'):
             agent.replace(**changes).eval_actions(observation)

@@ -1,4 +1,4 @@
-"""DrQ: what is its own beside SAC's steps (test_sac's parts) and images (test_images.py)."""
+"""DrQ: what is its own beside SAC's steps (test_agents.py) and images (test_images.py)."""
 
 import numpy as np
 import pytest

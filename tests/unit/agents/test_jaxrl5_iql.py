@@ -52,9 +52,14 @@ def test_losses_by_hand_in_the_order_value_actor_critics(num_qs):
 
 
 def test_weights_stop_at_a_hundred():
-    agent = make_agent(temperature=1e6)
-    _, info = agent.update(make_batch())
-    assert torch.isfinite(info['actor_loss'])
+    agent, batch = make_agent(temperature=1e6), make_batch()
+    params = dict(agent.value.params)
+    params['OutputVDense'] = {**params['OutputVDense'], 'bias': torch.full((1,), -5.0)}
+    agent = agent.replace(value=agent.value.replace(params=params))
+    _, info = agent.update(batch)
+    assert info['adv'].min() > 0
+    log_probs = agent.actor(batch['observations']).log_prob(batch['actions'])
+    torch.testing.assert_close(info['actor_loss'], -100 * log_probs.mean())
 
 
 def test_targets_follow_the_critics_from_after_the_step():

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from purerl.core import loops, random, trees
-from purerl.core.jit import get_mode, grad, jit, use_mode, vmap
+from purerl.core.jit import grad, jit, vmap
 
 W = {
     'kernel': 0.3 * random.normal(random.key(0), (4, 4)),
@@ -136,9 +136,7 @@ def test_the_body_takes_its_tensors_as_operands():
 def test_outputs_do_not_alias_inputs():
     result = jit(lambda x: loops.fori(0, lambda i, x: x, x), mode='trace')(X)
     assert result.data_ptr() != X.data_ptr()
-    assert get_mode() == 'trace'
-    with use_mode('off'):
-        assert loops.fori(0, lambda i, x: x, X) is not None
+    assert torch.equal(result, X)
 
 
 # --- Branches -------------------------------------------------------------------------------------

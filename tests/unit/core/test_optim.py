@@ -132,14 +132,6 @@ TRACED = (
 )
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def named_leaves(state_dict, path=()):
     if not isinstance(state_dict, dict):
         return {path: np.asarray(state_dict)}

@@ -10,15 +10,14 @@ from purerl.data import binary
 from purerl.data.check import DatasetError
 from purerl.data.load import load_dataset
 
-RNG = np.random.RandomState(0)
-
 
 def demonstration(start, steps):
+    rng = np.random.RandomState(abs(start))
     states = start + np.arange(steps + 1, dtype=np.float64)[:, None] * np.ones((1, 3))
     return {
         'observations': np.array([{'state_observation': row} for row in states[:-1]]),
         'next_observations': [{'state_observation': row} for row in states[1:]],
-        'actions': list(RNG.uniform(-2, 2, (steps, 2))),
+        'actions': list(rng.uniform(-2, 2, (steps, 2))),
         'rewards': np.arange(steps + 1) - 10.0,
         'terminals': np.arange(steps) == steps - 1,
         'env_infos': [{'goal_achieved': True}] * steps,
@@ -27,11 +26,12 @@ def demonstration(start, steps):
 
 
 def rollout(start, steps):
+    rng = np.random.RandomState(abs(start))
     states = start + np.arange(steps + 1, dtype=np.float32)[:, None] * np.ones((1, 3))
     return {
         'observations': states[:-1],
         'next_observations': states[1:],
-        'actions': RNG.uniform(-1, 1, (steps, 2)).astype(np.float32),
+        'actions': rng.uniform(-1, 1, (steps, 2)).astype(np.float32),
         'rewards': np.full((steps, 1), -1.0),
         'terminals': np.zeros((steps, 1), bool),
         'env_infos': {'x': np.zeros(steps)},

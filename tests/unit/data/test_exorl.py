@@ -215,7 +215,7 @@ def cut(key, rows):
         (spoil('physics', 4, np.inf), r"'physics' holds a non-finite value.* index 4"),
         (drop('action'), "the key 'action' is missing"),
         (drop('physics'), "the key 'physics' is missing, from which rewards"),
-        (cut('action', 4), r"'observation' has 5 rows|'action' has 4 rows|disagree from index 4"),
+        (cut('action', 4), "'discount' has 5 rows, but 'action' has 4: they disagree from index 4"),
         (cut('physics', 4), r"'physics' has 4 rows.*index 4"),
         (cut(None, 4), r'4 rows, but an episode of the 4 transitions .* cut off from index 4'),
     ],

@@ -164,15 +164,15 @@ def test_resuming_in_the_middle_of_an_episode():
 
 
 def test_a_larger_ring_takes_over_a_full_one():
-    for lengths in ((5, 14, 4, 9), (5, 1, 3, 5), (8, 3)):
+    for lengths, pointer in (((5, 3), 0), ((11,), 0), ((4, 4), 0), ((5,), 8)):
         small, steps = filled(lengths, 14)
+        assert small.pointer == pointer  # nothing has been overwritten
         large, _ = filled([], 40)
-        state = {**small.state_dict(), 'capacity': 40, 'pointer': small.size}
-        if small.pointer in (0, small.size):
-            large.load_state_dict(state)
-            rows = np.flatnonzero(large.is_drawable)
-            batch = large.sample(len(rows), None, idxs=rows)
-            equal(batch, stacked(steps, batch['rewards']))
+        large.load_state_dict({**small.state_dict(), 'capacity': 40, 'pointer': small.size})
+        rows = np.flatnonzero(large.is_drawable)
+        assert len(rows) == sum(lengths)
+        batch = large.sample(len(rows), None, idxs=rows)
+        equal(batch, stacked(steps, batch['rewards']))
 
 
 def test_clearing_begins_anew():
