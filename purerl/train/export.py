@@ -45,8 +45,9 @@ def export_replay(
         seeds = ', '.join(map(str, trained.seeds))
         raise ValueError(f'{run} has trained the seeds {seeds}, not {trained_seed}')
     states = trained.state if isinstance(trained.state, list) else []
-    state = states[trained.seeds.index(trained_seed)]['buffer'] if states else {}
-    if not state.get('size'):  # those of experiments.rrd hold episodes, in another arrangement
+    state = states[trained.seeds.index(trained_seed)]['buffer'] if states else None
+    # An offline run has none; those of experiments.rrd hold episodes, in another arrangement.
+    if not (state or {}).get('size'):
         raise RunError(
             f'{run} has no replay buffer that can be exported; runs of experiments.online have one'
         )

@@ -77,6 +77,8 @@ def take_snapshots(envs: Mapping) -> dict | None:
 def restore_snapshots(envs: Mapping, states: Mapping | None) -> None:
     """Put environments into the states that `take_snapshots` returned.
 
+    Those that a raised number of steps has added are left as they are.
+
     Raises:
         RunError: if it returned None.
     """
@@ -86,7 +88,8 @@ def restore_snapshots(envs: Mapping, states: Mapping | None) -> None:
             'warning at its start)'
         )
     for name, env in envs.items():
-        set_env_state(env, states[name])
+        if name in states:
+            set_env_state(env, states[name])
 
 
 def random_return(env_name: str, num_episodes: int, seed: int, **env_options) -> float:
@@ -121,7 +124,7 @@ def log_training(logger: RunLogger, name: str, step: int, rows: Sequence[Mapping
     losses = [key for key in rows[0] if key.startswith('training/') and key.endswith('loss')]
     logger.show(
         **{
-            key.removeprefix('training/'): np.mean([row[key] for row in rows])
+            key.removeprefix('training/'): np.mean([row[key] for row in rows if key in row])
             for key in losses[:_SHOWN_LOSSES]
         }
     )

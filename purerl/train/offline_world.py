@@ -103,10 +103,7 @@ class World:
 
     def set_state(self, state: dict) -> None:
         self.sampler.set_state(state['sampler'])
-        envs = self._envs()
-        if state['envs'] is not None:  # without those that a raised number of steps has added
-            envs = {name: env for name, env in envs.items() if name in state['envs']}
-        restore_snapshots(envs, state['envs'])
+        restore_snapshots(self._envs(), state['envs'])
         if self.buffer is not None and state['buffer'] is not None:
             # There is room for every step, so that the oldest transition is always at the front.
             room = {'capacity': self.buffer.capacity}

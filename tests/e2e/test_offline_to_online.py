@@ -2,19 +2,14 @@
 
 import dataclasses
 import json
-import os
-import random as system_random
-import signal
-import subprocess
 import sys
-import time
-from pathlib import Path
 
 import h5py
 import numpy as np
 import pytest
 import torch
 from gymnasium.spaces import Box, Dict
+from interruptions import contents, crash_at, kill_after_a_checkpoint, start
 
 from experiments import collect as collect_launcher
 from experiments import evaluate as evaluate_launcher
@@ -84,16 +79,6 @@ def saved(folder, like):
 def new_agent(agent=IDQL, seed=3):
     loaded = load_agent(*agent)
     return loaded.agent_class.create(seed, torch.zeros(1, 4), torch.zeros(1, 1), loaded.config)
-
-
-def contents(folder):
-    """Everything that must not depend on interruptions, as bytes by path."""
-    files = [*folder.rglob('*.csv'), *folder.rglob('checkpoints/*'), folder / 'summary.json']
-    return {
-        str(file.relative_to(folder)): file.read_bytes()
-        for file in files
-        if file.name != 'timing.csv'
-    }
 
 
 def assert_same(ours, expected):
@@ -272,6 +257,13 @@ def test_evaluating_collecting_and_exporting(tmp_path, dataset):
     ]
     collect_launcher.main(replay)
     assert len(d4rl.read(tmp_path / 'r.hdf5')['rewards']) == 6
+
+
+def test_a_run_that_never_acted_has_nothing_to_export(tmp_path, dataset):
+    run(tmp_path, dataset, max_steps=1)
+    flags = ['--policy=replay', f'--checkpoint={tmp_path}/run', f'--path={tmp_path}/r.hdf5']
+    with pytest.raises(RunError, match='no replay buffer that can be exported'):
+        collect_launcher.main(['collect', *flags])
 
 
 def test_rewards_are_only_needed_by_those_who_learn_from_them(tmp_path, dataset, monkeypatch):
@@ -486,7 +478,7 @@ def test_filtering_needs_an_end_that_the_file_names(tmp_path):
         assert len(kept['rewards']) == 11
 
 
-def test_locomotion_online_warns_of_two_scales(tmp_path, dataset, monkeypatch, capsys):
+def test_locomotion_online_warns_of_two_scales(dataset, capsys):
     settings = loop.Settings(env_name='Hopper-v5', online_max_steps=1)
     loop.offline_checks.warn_of_scales(settings)
     assert '--nonormalize_returns trains on one scale' in capsys.readouterr().err
@@ -500,22 +492,6 @@ def test_the_other_offline_loop_says_where_these_agents_belong(tmp_path):
 
 
 # --- Interruptions ---------------------------------------------------------------------------
-
-
-class Crash(Exception):
-    """Stands for a killed process."""
-
-
-def crash_at(monkeypatch, target, name, count):
-    original, calls = getattr(target, name), []
-
-    def method(self, *args, **kwargs):
-        calls.append(None)
-        if len(calls) == count:
-            raise Crash
-        return original(self, *args, **kwargs)
-
-    monkeypatch.setattr(target, name, method)
 
 
 ONLINE = {'online_max_steps': 14, 'inference_variants': 'N=2,4'}
@@ -533,9 +509,8 @@ def uninterrupted(tmp_path_factory, dataset):
     ('method', 'count'),
     [('step', 1), ('step', 3), ('step', 11), ('mixed_batch', 6), ('evaluate', 2), ('state', 3)],
 )
-def test_resuming_is_bit_for_bit(tmp_path, monkeypatch, dataset, uninterrupted, method, count):
-    with monkeypatch.context() as patched, pytest.raises(Crash):
-        crash_at(patched, loop.World, method, count)
+def test_resuming_is_bit_for_bit(tmp_path, dataset, uninterrupted, method, count):
+    with crash_at(loop.World, method, count):
         run(tmp_path, dataset, **ONLINE)
     run(tmp_path, dataset, resume=True, **ONLINE)
     assert contents(tmp_path / 'run') == uninterrupted
@@ -548,25 +523,9 @@ def test_a_killed_process(tmp_path, dataset, uninterrupted):
     flags |= {'agent.N': 3, 'agent.T': 2}
     command = [sys.executable, '-m', 'experiments.offline_to_online']
     command += [f'--{name}={value}' for name, value in flags.items()]
-    process = start(command)
-    deadline = time.monotonic() + 60
-    while not list(tmp_path.glob('run/checkpoints/*.json')):
-        assert process.poll() is None
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-    time.sleep(system_random.SystemRandom().uniform(0, 0.3))
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    kill_after_a_checkpoint(start(command), tmp_path / 'run')
     assert start([*command, '--resume']).wait() == 0
     assert contents(tmp_path / 'run') == uninterrupted
-
-
-def start(command):
-    environment = {**os.environ, 'PURERL_JIT': 'off', 'OMP_NUM_THREADS': '1'}
-    root = Path(__file__).parents[2]
-    return subprocess.Popen(
-        command, cwd=root, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
 
 
 def test_an_offline_run_goes_on_online(tmp_path, dataset, uninterrupted):

@@ -4,14 +4,13 @@ import dataclasses
 import os
 import random
 import signal
-import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from interruptions import contents, crash_at, kill_after_a_checkpoint, start
 
 from purerl.core import jit
 from purerl.train import loop, offline, online
@@ -23,10 +22,6 @@ REBRAC = (
     'purerl/agents/infom/rebrac.py',
     {'actor_hidden_dims': (8,), 'value_hidden_dims': (8,), 'batch_size': 8, 'actor_freq': 2},
 )
-
-
-class Crash(Exception):
-    """Stands for a killed process."""
 
 
 @pytest.fixture(autouse=True)
@@ -82,29 +77,6 @@ def offline_settings(folder, dataset, **changes):
     return offline.Settings(**{**values, **changes})
 
 
-def contents(folder):
-    """Everything that must not depend on interruptions, as bytes by path."""
-    files = [*folder.rglob('*.csv'), *folder.rglob('checkpoints/*'), folder / 'summary.json']
-    return {
-        str(file.relative_to(folder)): file.read_bytes()
-        for file in files
-        if file.name != 'timing.csv'
-    }
-
-
-def crash_at(monkeypatch, target, name, count):
-    """Make the `count`-th call of a method raise."""
-    original, calls = getattr(target, name), []
-
-    def method(self, *args, **kwargs):
-        calls.append(None)
-        if len(calls) == count:
-            raise Crash
-        return original(self, *args, **kwargs)
-
-    monkeypatch.setattr(target, name, method)
-
-
 @pytest.fixture(scope='module')
 def uninterrupted(tmp_path_factory):
     folder = tmp_path_factory.mktemp('uninterrupted')
@@ -115,26 +87,29 @@ def uninterrupted(tmp_path_factory):
 @pytest.mark.parametrize(
     ('method', 'count'), [('step', 4), ('step', 12), ('batch', 1), ('evaluate', 2), ('state', 4)]
 )
-def test_online(tmp_path, monkeypatch, uninterrupted, method, count):
+def test_online(tmp_path, uninterrupted, method, count):
     settings = online_settings(tmp_path)
-    with monkeypatch.context() as patched, pytest.raises(Crash):
-        crash_at(patched, online.World, method, count)
+    with crash_at(online.World, method, count):
         online.train(load_agent(*SAC), settings)
     online.train(load_agent(*SAC), dataclasses.replace(settings, resume=True))
     assert contents(tmp_path / 'run') == uninterrupted
     assert {'train.csv', 'eval.csv', 'checkpoints/checkpoint_0000000060.json'} <= set(uninterrupted)
 
 
+@pytest.fixture(scope='module')
+def uninterrupted_offline(tmp_path_factory, dataset):
+    folder = tmp_path_factory.mktemp('uninterrupted_offline')
+    offline.train(load_agent(*REBRAC), offline_settings(folder, dataset))
+    return contents(folder / 'run')
+
+
 @pytest.mark.parametrize('count', [5, 20, 29])
-def test_offline(tmp_path, monkeypatch, dataset, count):
+def test_offline(tmp_path, dataset, uninterrupted_offline, count):
     settings = offline_settings(tmp_path, dataset)
-    whole = dataclasses.replace(settings, run_name='whole')
-    offline.train(load_agent(*REBRAC), whole)
-    with monkeypatch.context() as patched, pytest.raises(Crash):
-        crash_at(patched, offline.World, 'batch', count)
+    with crash_at(offline.World, 'batch', count):
         offline.train(load_agent(*REBRAC), settings)
     offline.train(load_agent(*REBRAC), dataclasses.replace(settings, resume=True))
-    assert contents(tmp_path / 'run') == contents(tmp_path / 'whole')
+    assert contents(tmp_path / 'run') == uninterrupted_offline
 
 
 def test_global_random_numbers_are_neither_read_nor_written(tmp_path, dataset, uninterrupted):
@@ -150,12 +125,21 @@ def test_global_random_numbers_are_neither_read_nor_written(tmp_path, dataset, u
     assert states() == before
 
 
-def test_several_seeds(tmp_path, monkeypatch):
+@pytest.mark.parametrize('finetuning_steps', [0, 7])
+def test_raised_finetuning_steps(tmp_path, dataset, uninterrupted_offline, finetuning_steps):
+    settings = offline_settings(tmp_path, dataset)
+    offline.train(
+        load_agent(*REBRAC), dataclasses.replace(settings, finetuning_steps=finetuning_steps)
+    )
+    offline.train(load_agent(*REBRAC), dataclasses.replace(settings, resume=True))
+    assert contents(tmp_path / 'run') == uninterrupted_offline
+
+
+def test_several_seeds(tmp_path):
     settings = online_settings(tmp_path, num_seeds=2)
     whole = dataclasses.replace(settings, run_name='whole')
     online.train(load_agent(*SAC), whole)
-    with monkeypatch.context() as patched, pytest.raises(Crash):
-        crash_at(patched, online.World, 'step', 95)
+    with crash_at(online.World, 'step', 95):
         online.train(load_agent(*SAC), settings)
     online.train(load_agent(*SAC), dataclasses.replace(settings, resume=True))
     assert contents(tmp_path / 'run') == contents(tmp_path / 'whole')
@@ -194,11 +178,10 @@ def test_a_killed_process(tmp_path, uninterrupted):
     assert contents(tmp_path / 'run') == uninterrupted
 
 
-def test_a_killed_offline_process(tmp_path, dataset):
+def test_a_killed_offline_process(tmp_path, dataset, uninterrupted_offline):
     settings = offline_settings(tmp_path, dataset)
-    offline.train(load_agent(*REBRAC), dataclasses.replace(settings, run_name='whole'))
     kill_and_resume('offline', REBRAC, settings)
-    assert contents(tmp_path / 'run') == contents(tmp_path / 'whole')
+    assert contents(tmp_path / 'run') == uninterrupted_offline
 
 
 def kill_and_resume(launcher, agent, settings):
@@ -209,12 +192,7 @@ def kill_and_resume(launcher, agent, settings):
     flags = dataclasses.asdict(settings)
     command += [f'--{name}={value}' for name, value in flags.items() if value is not None]
     command = [part for part in command if part not in ('--resume=False', '--overwrite=False')]
-    process = start(command)
-    checkpoints = Path(settings.save_dir, 'run', 'checkpoints')
-    wait_for(lambda: list(checkpoints.glob('*.json')), process)
-    time.sleep(random.SystemRandom().uniform(0, 0.3))
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    kill_after_a_checkpoint(start(command), Path(settings.save_dir, 'run'))
     assert start([*command, '--resume']).wait() == 0
 
 
@@ -265,19 +243,3 @@ def fill_disk_after(patched, count):
         original(*args, **kwargs)
 
     patched.setattr(checkpoint, 'save_file', save_file)
-
-
-def start(command):
-    root = Path(__file__).parents[2]
-    environment = {**os.environ, 'PURERL_JIT': 'off', 'OMP_NUM_THREADS': '1'}
-    return subprocess.Popen(
-        command, cwd=root, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
-
-
-def wait_for(condition, process, seconds=60):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert process.poll() is None, 'the run ended too early'
-        assert time.monotonic() < deadline
-        time.sleep(0.01)

@@ -7,11 +7,12 @@ import gymnasium
 import numpy as np
 import pytest
 from gymnasium.envs.registration import EnvSpec
+from interruptions import contents, crash_at
 
 from experiments import collect as collect_launcher
 from experiments import evaluate as evaluate_launcher
 from experiments import rrd as launcher
-from purerl.core import jit, random, trees
+from purerl.core import random, trees
 from purerl.core.checkpoint import latest_step
 from purerl.envs.episodic import make_episodic, options_of
 from purerl.train import episodic, episodic_world
@@ -55,7 +56,7 @@ ATARI = {
 CART_POLE = {'basis_alg': 'dqn', 'env': 'CartPole-v1'}
 VARIANTS = {
     'rrd_sac': {'rrd_bias_correction': True},
-    'rrd_td3': {'basis_alg': 'td3'},
+    'rrd_td3': {'basis_alg': 'td3', 'num_seeds': 2},
     'ircr_sac': {'alg': 'ircr'},
     'ddpg': {'alg': 'ddpg', 'basis_alg': None},
     'rrd_dqn_atari': ATARI,
@@ -72,47 +73,17 @@ def run(folder, **changes):
     return launcher.main(['rrd', *arguments])
 
 
-def contents(folder):
-    """Everything that a run determines: its records and its last checkpoint."""
-    files = [*sorted(folder.rglob('*.csv')), *sorted((folder / 'checkpoints').glob('*'))]
-    return {
-        str(file.relative_to(folder)): file.read_bytes()
-        for file in files
-        if file.name != 'timing.csv'
-    }
-
-
-class Crash(Exception):
-    """Stands for a killed process."""
-
-
-def crash_at(monkeypatch, call):
-    """Have the loop crash when it steps for the `call`-th time."""
-    step, calls = episodic.World.step, 0
-
-    def crash(self, action):
-        nonlocal calls
-        calls += 1
-        if calls == call:
-            raise Crash
-        return step(self, action)
-
-    monkeypatch.setattr(episodic.World, 'step', crash)
-
-
 @pytest.mark.parametrize('name', VARIANTS)
-def test_a_killed_run_goes_on_bit_for_bit(tmp_path, monkeypatch, name):
+def test_a_killed_run_goes_on_bit_for_bit(tmp_path, name):
     run(tmp_path / 'whole', **VARIANTS[name])
     whole = contents(tmp_path / 'whole' / 'run')
 
-    with monkeypatch.context() as patched:
-        crash_at(patched, 47)  # in the middle of an episode, after the first checkpoint
-        with pytest.raises(Crash):
-            run(tmp_path / 'killed', **VARIANTS[name])
+    # In the middle of an episode, after the first checkpoint.
+    with crash_at(episodic.World, 'step', 47):
+        run(tmp_path / 'killed', **VARIANTS[name])
     assert latest_step(tmp_path / 'killed/run/checkpoints') == 30
     run(tmp_path / 'killed', **VARIANTS[name], resume=True)
-    resumed = contents(tmp_path / 'killed' / 'run')
-    assert resumed == whole
+    assert contents(tmp_path / 'killed' / 'run') == whole
 
 
 def test_what_a_run_leaves(tmp_path):
@@ -218,10 +189,12 @@ class Uneven(gymnasium.Wrapper):
         return observation, reward, self.left == 0, truncated, info
 
 
-def test_seeds_that_get_ready_apart_learn_apart(tmp_path, monkeypatch):
+@pytest.mark.parametrize('train_batches', [1, 3])
+def test_seeds_that_get_ready_apart_learn_apart(tmp_path, monkeypatch, train_batches):
     """Policies are delayed, and both seeds start learning in another iteration."""
     wrap(monkeypatch, Uneven)
     flags = {'basis_alg': 'td3', 'warmup': 5, 'timesteps': 8, 'iterations': 1, 'cycles': 6}
+    flags['train_batches'] = train_batches  # one: a cycle has policies' losses of one seed only
     run(tmp_path / 'both', **flags, num_seeds=2)
     both = load_run(tmp_path / 'both/run')
     updates = [world['counts'][1] for world in both.state]
@@ -288,13 +261,12 @@ def test_each_lane_is_an_environment_of_its_own(tmp_path, monkeypatch, name):
 @pytest.mark.parametrize(
     'name, mode', [(n, 'sync') for n in LANES] + [('rrd_dqn', 'async'), ('rrd_dqn_atari', 'async')]
 )
-def test_killed_runs_of_several_environments_go_on_bit_for_bit(tmp_path, monkeypatch, name, mode):
+def test_killed_runs_of_several_environments_go_on_bit_for_bit(tmp_path, name, mode):
     run(tmp_path / 'whole', **LANES[name])
     whole = contents(tmp_path / 'whole/run')
-    with monkeypatch.context() as patched:
-        crash_at(patched, 17)  # in the middle of episodes; so was the checkpoint
-        with pytest.raises(Crash):
-            run(tmp_path / 'killed', **LANES[name], vectorization_mode=mode)
+    # In the middle of episodes; so was the checkpoint.
+    with crash_at(episodic.World, 'step', 17):
+        run(tmp_path / 'killed', **LANES[name], vectorization_mode=mode)
     assert latest_step(tmp_path / 'killed/run/checkpoints') in (30, 36)
     run(tmp_path / 'killed', **LANES[name], vectorization_mode=mode, resume=True)
     assert contents(tmp_path / 'killed/run') == whole
@@ -453,4 +425,3 @@ def test_compiled_runs_equal_eager_ones(tmp_path, num_envs):
         eager, traced = (read_csv(tmp_path / f'{x}/run/{name}.csv') for x in ('eager', 'traced'))
         for key, column in eager.items():
             np.testing.assert_allclose(traced[key], column, rtol=1e-4)
-    assert jit.get_mode() != 'inductor'
