@@ -114,11 +114,12 @@ def collect_dataset(settings):
     if (settings.policy in ('checkpoint', 'replay')) != (settings.checkpoint is not None):
         raise RunError('--policy=checkpoint (or replay) and --checkpoint=<run folder> go together')
     shared = {name: getattr(settings, name) for name in ('num_episodes', 'num_transitions', 'seed')}
+    path = Path(settings.path).expanduser()
     try:
         if settings.policy == 'replay':
             paths = export_replay(
                 settings.checkpoint,
-                settings.path,
+                path,
                 step=settings.checkpoint_step,
                 trained_seed=settings.checkpoint_seed,
                 num_transitions=settings.num_transitions,
@@ -126,7 +127,7 @@ def collect_dataset(settings):
         elif settings.policy == 'checkpoint':
             paths = collect_from_run(
                 settings.checkpoint,
-                settings.path,
+                path,
                 env_name=settings.env_name,
                 step=settings.checkpoint_step,
                 trained_seed=settings.checkpoint_seed,
@@ -136,7 +137,7 @@ def collect_dataset(settings):
         else:
             paths = collect(
                 settings.env_name or 'cube-single-v0',
-                settings.path,
+                path,
                 policy=settings.policy,
                 dataset_type=settings.dataset_type,
                 episode_length=settings.episode_length,

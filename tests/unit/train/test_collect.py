@@ -199,6 +199,14 @@ def test_the_launcher_writes_both_files(tmp_path):
     assert len(ogbench.load(f'{tmp_path}/pendulum-val.npz')['actions']) == 200
 
 
+def test_a_path_may_begin_in_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv('HOME', str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    flags = ['--env_name=Pendulum-v1', '--policy=random', '--num_transitions=10']
+    launcher.main(['collect', *flags, '--path=~/data/pendulum.npz'])
+    assert (tmp_path / 'data' / 'pendulum-val.npz').is_file()
+
+
 def test_the_launcher_ends_mistakes_with_one_line(tmp_path):
     def main(**flags):
         return launcher.main(['collect', *(f'--{name}={value}' for name, value in flags.items())])
