@@ -125,6 +125,7 @@ OFFLINE = [
 LAUNCHES = {
     'online': [
         '--env_name=Pendulum-v1',
+        '--device_replay',
         '--num_seeds=2',
         '--max_steps=12',
         '--start_training=8',
@@ -151,6 +152,7 @@ LAUNCHES = {
         '--max_steps=3',
         '--log_interval=2',
         '--online_max_steps=6',
+        '--device_replay',
         '--online_start_training=3',
         '--online_batch_size=4',
         '--train_actor_finetuning',
@@ -165,6 +167,7 @@ LAUNCHES = {
     'rrd': [
         '--alg=rrd',
         '--env=Pendulum-v1',
+        '--device_replay',
         '--num_seeds=2',
         '--epochs=1',
         '--cycles=2',

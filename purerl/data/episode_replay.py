@@ -16,8 +16,10 @@ outgrows it (the original fails with an index error).
 from collections.abc import Mapping
 
 import numpy as np
+import torch
 
-from purerl.data import sampling
+from purerl.core import trees
+from purerl.data import sampling, storage
 from purerl.data.unfinished_episodes import UnfinishedEpisodes
 
 _ELITE = 10  # episodes with the largest returns that IRCR keeps
@@ -35,7 +37,14 @@ class EpisodeReplay:
         bounds: smallest and largest return of the episodes at hand.
     """
 
-    def __init__(self, example: Mapping, capacity: int, max_episode: int, lanes: int = 1):
+    def __init__(
+        self,
+        example: Mapping,
+        capacity: int,
+        max_episode: int,
+        lanes: int = 1,
+        device: torch.device | str | None = None,
+    ):
         """Make an empty buffer.
 
         Args:
@@ -44,6 +53,7 @@ class EpisodeReplay:
             capacity: room for transitions of finished episodes.
             max_episode: room for those of an unfinished one.
             lanes: environments that fill it side by side.
+            device: where finished episodes lie and batches are gathered; None for numpy arrays.
 
         Raises:
             ValueError: if one of them is below one.
@@ -51,8 +61,9 @@ class EpisodeReplay:
         if capacity < 1 or max_episode < 1:
             raise ValueError(f'a replay buffer needs room, got {capacity} and {max_episode}')
         self.capacity = capacity
+        self._device = device
         self._arrays = {
-            key: np.zeros((capacity, *np.shape(value)), _stored_dtype(value))
+            key: storage.hold(np.zeros((capacity, *np.shape(value)), _stored_dtype(value)), device)
             for key, value in example.items()
             if key in self._columns
         }
@@ -164,7 +175,7 @@ class EpisodeReplay:
             rng: random source, see `purerl.data.sampling`.
 
         Returns:
-            A dict of arrays (B, ...).
+            A dict of arrays (B, ...); tensors, what lies on a device.
 
         Raises:
             ValueError: if no episode has ended yet.
@@ -255,7 +266,7 @@ class EpisodeReplay:
             'bounds': self.bounds,
             'unfinished': self._unfinished.state_dict(),
             'counters': {name: getattr(self, name) for name in self._COUNTERS},
-            'arrays': {key: array[rows] for key, array in self._arrays.items()},
+            'arrays': {key: storage.to_host(array[rows]) for key, array in self._arrays.items()},
             'tables': {name: getattr(self, name)[held] for name in self._TABLES},
         }
 
@@ -296,8 +307,8 @@ class EliteReplay(EpisodeReplay):
         bounds: smallest and largest return of all episodes at hand, these included.
     """
 
-    def __init__(self, example: Mapping, capacity: int, max_episode: int, lanes: int = 1):
-        super().__init__(example, capacity, max_episode, lanes)
+    def __init__(self, *arguments, **options):
+        super().__init__(*arguments, **options)
         self.elite: list[dict] = []
 
     def commit(self, lane: int = 0) -> None:
@@ -330,22 +341,26 @@ class EliteReplay(EpisodeReplay):
         drawn = _draw_transitions(
             batch_size - half, source, len(numbers), numbers.__getitem__, lengths
         )
-        picked = []
-        for number, position in zip(*drawn, strict=True):
-            episode = self.elite[number]
-            row = {key: episode[key][position] for key in self._arrays}
-            picked.append({**row, 'returns': np.float32(episode['return'])})
+        picked = [(self.elite[number], position) for number, position in zip(*drawn, strict=True)]
+        rows = {
+            key: storage.stack([episode[key][position] for episode, position in picked])
+            for key in self._arrays
+        }
+        rows['returns'] = np.float32([episode['return'] for episode, _ in picked])
         return {
-            **{key: np.concatenate([batch[key], [row[key] for row in picked]]) for key in batch},
+            **{key: storage.concatenate(batch[key], rows[key]) for key in batch},
             **bounds,
         }
 
     def state_dict(self) -> dict:
-        return {**super().state_dict(), 'elite': self.elite}
+        return {**super().state_dict(), 'elite': trees.map(storage.to_host, self.elite)}
 
     def load_state_dict(self, state: Mapping) -> None:
         super().load_state_dict(state)
-        self.elite = list(state['elite'])
+        self.elite = [
+            {key: storage.put(value, self._device) for key, value in episode.items()}
+            for episode in state['elite']
+        ]
 
 
 def _stored_dtype(value) -> np.dtype:

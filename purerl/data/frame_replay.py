@@ -7,7 +7,9 @@ Counterpart of algorithm/replay_buffer/atari_buffer of Stilwell-Git/Randomized-R
 from collections.abc import Mapping
 
 import numpy as np
+import torch
 
+from purerl.data import storage
 from purerl.data.episode_replay import EpisodeReplay
 
 
@@ -16,10 +18,17 @@ class FrameReplay(EpisodeReplay):
 
     _columns = ('actions', 'rewards', 'masks')
 
-    def __init__(self, example: Mapping, capacity: int, max_episode: int, lanes: int = 1):
-        super().__init__(example, capacity, max_episode, lanes)
+    def __init__(
+        self,
+        example: Mapping,
+        capacity: int,
+        max_episode: int,
+        lanes: int = 1,
+        device: torch.device | str | None = None,
+    ):
+        super().__init__(example, capacity, max_episode, lanes, device)
         self._stack = example['observations'].shape[-1]
-        self._frames: dict[int, np.ndarray] = {}  # by episode: (stack + T, H, W)
+        self._frames: dict[int, storage.Array] = {}  # by episode: (stack + T, H, W)
         self._waiting: list[list[np.ndarray]] = [[] for _ in range(lanes)]  # of unfinished episodes
 
     def _append_observation(self, transition, lane):
@@ -29,7 +38,7 @@ class FrameReplay(EpisodeReplay):
         waiting.append(transition['next_observations'][..., -1].copy())
 
     def _commit_observations(self, number, lane):
-        self._frames[number] = np.stack(self._waiting[lane])
+        self._frames[number] = storage.put(np.stack(self._waiting[lane]), self._device)
         self._waiting[lane] = []
 
     def _drop_observations(self, number):
@@ -42,11 +51,11 @@ class FrameReplay(EpisodeReplay):
         stacks = []
         for number, position in zip(numbers, np.ravel(positions), strict=True):
             stacks.append(self._frames[int(number)][position : position + self._stack + 1])
-        frames = np.moveaxis(np.stack(stacks), 1, -1)  # (N, H, W, stack + 1)
+        frames = storage.stack(stacks)
         frames = frames.reshape(*np.shape(positions), *frames.shape[1:])
         return {
-            'observations': np.ascontiguousarray(frames[..., :-1]),
-            'next_observations': np.ascontiguousarray(frames[..., 1:]),
+            'observations': storage.move_last(frames[..., :-1, :, :]),
+            'next_observations': storage.move_last(frames[..., 1:, :, :]),
         }
 
     def _draw_subsequence(self, size, source, episode):
@@ -58,11 +67,13 @@ class FrameReplay(EpisodeReplay):
         return np.array([source.randint(length) for _ in range(size)])
 
     def state_dict(self) -> dict:
-        frames = {str(number): frames for number, frames in self._frames.items()}
+        frames = {str(number): storage.to_host(x) for number, x in self._frames.items()}
         waiting = [np.stack(lane) if lane else None for lane in self._waiting]
         return {**super().state_dict(), 'frames': frames, 'waiting': waiting}
 
     def load_state_dict(self, state: Mapping) -> None:
         super().load_state_dict(state)
-        self._frames = {int(number): frames for number, frames in state['frames'].items()}
+        self._frames = {
+            int(number): storage.put(x, self._device) for number, x in state['frames'].items()
+        }
         self._waiting = [[] if lane is None else list(lane) for lane in state['waiting']]

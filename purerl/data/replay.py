@@ -21,8 +21,10 @@ from collections.abc import Mapping
 
 import gymnasium
 import numpy as np
+import torch
 
 from purerl.core import trees
+from purerl.data import storage
 from purerl.data.dataset import Dataset
 
 
@@ -52,12 +54,21 @@ class ReplayBuffer(Dataset):
         pointer: the row that the next transition goes to.
     """
 
-    def __init__(self, arrays: dict, *, size: int = 0, name: str = 'replay buffer', **settings):
+    def __init__(
+        self,
+        arrays: dict,
+        *,
+        size: int = 0,
+        name: str = 'replay buffer',
+        device: torch.device | str | None = None,
+        **settings,
+    ):
         """Make a buffer in `arrays`, whose first `size` rows count as filled.
 
         Use `from_spaces`, `create` or `create_from_initial_dataset` instead.
         """
         super().__init__(arrays, name=name, **settings)
+        self.arrays = trees.map(lambda array: storage.hold(array, device), self.arrays)
         self.capacity = self.size
         self.size = size
         self.pointer = size % self.capacity
@@ -71,6 +82,7 @@ class ReplayBuffer(Dataset):
         action_space: gymnasium.Space,
         capacity: int,
         next_observation_space: gymnasium.Space | None = None,
+        device: torch.device | str | None = None,
     ) -> 'ReplayBuffer':
         """Make an empty buffer for an environment's transitions (see `transition`).
 
@@ -79,6 +91,7 @@ class ReplayBuffer(Dataset):
             action_space: a Box or Discrete.
             capacity: the largest number of transitions.
             next_observation_space: where it differs from `observation_space`.
+            device: where transitions lie and batches are gathered; None for numpy arrays.
 
         Raises:
             TypeError: for a space without a fixed shape.
@@ -92,11 +105,17 @@ class ReplayBuffer(Dataset):
             'masks': np.float32(0),
             'dones': np.bool_(False),
         }
-        return cls.create(example, capacity)
+        return cls.create(example, capacity, device)
 
     @classmethod
-    def create(cls, transition: Mapping, size: int) -> 'ReplayBuffer':
-        """Make an empty buffer for `size` transitions like the example `transition`."""
+    def create(
+        cls, transition: Mapping, size: int, device: torch.device | str | None = None
+    ) -> 'ReplayBuffer':
+        """Make an empty buffer for `size` transitions like the example `transition`.
+
+        With a device they lie there, and batches are of tensors; augmented or normalised
+        observations and stacked frames need numpy's arrays.
+        """
         if size < 1:
             raise ValueError(f'a replay buffer needs room for at least one transition, got {size}')
 
@@ -105,7 +124,7 @@ class ReplayBuffer(Dataset):
             dtype = np.float32 if example.dtype == np.float64 else example.dtype
             return np.zeros((size, *example.shape), dtype=dtype)
 
-        return cls(trees.map(zeros, dict(transition)))
+        return cls(trees.map(zeros, dict(transition)), device=device)
 
     @classmethod
     def create_from_initial_dataset(cls, dataset: Dataset | dict, size: int) -> 'ReplayBuffer':
@@ -169,7 +188,7 @@ class ReplayBuffer(Dataset):
         """
         state = {'size': self.size, 'pointer': self.pointer, 'capacity': self.capacity}
         for path, buffer in trees.leaves_with_path(self.arrays):
-            state['arrays/' + '/'.join(path)] = buffer[: self.size]
+            state['arrays/' + '/'.join(path)] = storage.to_host(buffer[: self.size])
         return state
 
     def load_state_dict(self, state: Mapping) -> None:

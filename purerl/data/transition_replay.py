@@ -6,6 +6,8 @@ Stilwell-Git/Randomized-Return-Decomposition @ bc80473; see `episode_replay`.
 
 from collections.abc import Mapping
 
+import torch
+
 from purerl.data.replay import ReplayBuffer
 from purerl.data.unfinished_episodes import UnfinishedEpisodes
 
@@ -19,7 +21,14 @@ class TransitionReplay:
         episodes: episodes that it has ever held.
     """
 
-    def __init__(self, example: Mapping, capacity: int, max_episode: int, lanes: int = 1):
+    def __init__(
+        self,
+        example: Mapping,
+        capacity: int,
+        max_episode: int,
+        lanes: int = 1,
+        device: torch.device | str | None = None,
+    ):
         """Make an empty buffer.
 
         Args:
@@ -27,11 +36,12 @@ class TransitionReplay:
             capacity: room for transitions of finished episodes.
             max_episode: room for those of an unfinished one.
             lanes: environments that fill it side by side.
+            device: where finished episodes lie and batches are gathered; None for numpy arrays.
 
         Raises:
             ValueError: if there is no room or no lane.
         """
-        self.buffer = ReplayBuffer.create(example, capacity)
+        self.buffer = ReplayBuffer.create(example, capacity, device)
         self.stored = self.episodes = 0
         self._unfinished = UnfinishedEpisodes(lanes, max_episode, ': it needs a time limit')
 
@@ -72,7 +82,7 @@ class TransitionReplay:
             rng: random source, see `purerl.data.sampling`.
 
         Returns:
-            A dict of arrays (B, ...).
+            A dict of arrays (B, ...); of tensors on a device.
 
         Raises:
             ValueError: if no episode has ended yet.

@@ -44,14 +44,14 @@ from purerl.train.loop import (
     log_evaluations,
     log_training,
 )
-from purerl.train.run import Run, RunSettings, create_agents
+from purerl.train.run import ReplaySettings, Run, create_agents
 from purerl.train.seeds import stack, unstack
 
 _METHODS = ('update', 'update_normalizer', 'sample_actions', 'warmup_actions', 'eval_actions')
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings(RunSettings):
+class Settings(ReplaySettings):
     """The original's flags, and those of every run. Some agents have other defaults."""
 
     env_name: str = setting('Ant-v5', 'Environment: a gymnasium id, or an Atari game (Assault).')

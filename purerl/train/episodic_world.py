@@ -70,7 +70,13 @@ class World:
         else:
             kind = TransitionReplay
         settings = self.settings
-        return kind(example, settings.buffer_size, settings.test_timesteps, settings.num_envs)
+        return kind(
+            example,
+            settings.buffer_size,
+            settings.test_timesteps,
+            settings.num_envs,
+            settings.replay_device,
+        )
 
     @property
     def observation(self):

@@ -34,7 +34,7 @@ from purerl.train.evaluation import to_numpy
 from purerl.train.logging import scalars
 from purerl.train.loop import conclude, due, log_evaluations, log_training, random_return
 from purerl.train.offline_world import World
-from purerl.train.run import Run, RunSettings, create_agents
+from purerl.train.run import ReplaySettings, Run, create_agents
 from purerl.train.seeds import over_seeds, stack, unstack
 from purerl.train.variants import parse as parse_variants
 
@@ -42,7 +42,7 @@ _REHEARSAL_ROWS = 2
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings(RunSettings):
+class Settings(ReplaySettings):
     """The originals' flags and launchers' parameters, and the flags of every run."""
 
     env_name: str = setting(

@@ -38,7 +38,10 @@ class World:
         if settings.online_max_steps:
             self.env = make(settings.env_name, seed=seed, **settings.env_options)
             self.buffer = ReplayBuffer.from_spaces(
-                self.env.observation_space, self.env.action_space, settings.online_max_steps
+                self.env.observation_space,
+                self.env.action_space,
+                settings.online_max_steps,
+                device=settings.replay_device,
             )
 
     def begin_online(self) -> None:

@@ -42,14 +42,14 @@ from purerl.train.loop import (
     restore_snapshots,
     take_snapshots,
 )
-from purerl.train.run import Run, RunSettings, create_agents
+from purerl.train.run import ReplaySettings, Run, create_agents
 from purerl.train.seeds import over_seeds, stack, unstack
 
 _METHODS = ('update', 'sample_actions', 'eval_actions')
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings(RunSettings):
+class Settings(ReplaySettings):
     """The original's flags, and those of every run."""
 
     env_name: str = setting('HalfCheetah-v5', 'Environment.')
@@ -188,7 +188,7 @@ def _make_buffer(env, settings):
     cameras = image_keys(env.observation_space)
     if cameras and settings.memory_efficient_replay_buffer:
         return MemoryEfficientReplayBuffer.from_spaces(*spaces, capacity, pixel_keys=cameras)
-    return ReplayBuffer.from_spaces(*spaces, capacity)
+    return ReplayBuffer.from_spaces(*spaces, capacity, device=settings.replay_device)
 
 
 def _with_room(state, capacity):

@@ -106,6 +106,23 @@ class RunSettings:
         return range(self.seed, self.seed + self.num_seeds)
 
 
+@dataclasses.dataclass(frozen=True)
+class ReplaySettings(RunSettings):
+    """The settings that loops with a replay buffer have."""
+
+    device_replay: bool = setting(
+        False,
+        'Keep the replay buffer on the device, too; its batches are the same. That of images that '
+        'are stored once stays on the CPU.',
+        free=True,
+    )
+
+    @property
+    def replay_device(self) -> str | None:
+        """Where the replay buffer lies; None for numpy arrays."""
+        return self.device if self.device_replay else None
+
+
 class Run:
     """One run: its folder, its records, its checkpoints, and how it is stopped.
 

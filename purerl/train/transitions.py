@@ -265,8 +265,8 @@ class KeySampler:
         self.mixing_stream.bit_generator.state = state['mixing_stream']
 
 
-def _joined(array, tensor):
-    return torch.cat([torch.from_numpy(array).to(tensor.device), tensor])
+def _joined(rows, tensor):
+    return torch.cat([torch.as_tensor(rows, device=tensor.device), tensor])
 
 
 class ImageSampler:

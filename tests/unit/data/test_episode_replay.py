@@ -4,8 +4,9 @@ import copy
 
 import numpy as np
 import pytest
+import torch
 
-from purerl.core import random
+from purerl.core import random, trees
 from purerl.core.checkpoint import load_checkpoint, save_checkpoint
 from purerl.data.episode_replay import EliteReplay, EpisodeReplay
 from purerl.data.frame_replay import FrameReplay
@@ -254,6 +255,38 @@ def test_a_restored_buffer_goes_on_bit_for_bit(kind):
         ours, theirs = (x.sample_subsequences(3, stream(), 9, 3, True) for x in (buffer, other))
         for key, value in ours.items():
             np.testing.assert_array_equal(value, theirs[key])
+
+
+@all_kinds
+def test_a_buffer_on_a_device_draws_what_one_of_arrays_draws(kind, tmp_path):
+    def draw(buffer, rng):
+        batches = [buffer.sample(9, rng)]
+        if kind in ('episodes', 'frames'):
+            batches.append(buffer.sample_subsequences(4, rng, 6, 3, True))
+        if kind != 'transitions':
+            batches.append(buffer.sample_returns(9, rng))
+        return batches
+
+    lengths = [3, 5, 1, 4, 6, 2, 4]
+    host = fill(make(kind), kind, lengths)
+    device = fill(KINDS[kind](transition(kind, 0), 20, 10, device='cpu'), kind, lengths)
+    buffers = [(host, stream()), (device, stream())]
+    for _ in range(2):
+        expected, found = (draw(buffer, rng) for buffer, rng in buffers)
+        assert all(isinstance(found[0][key], torch.Tensor) for key in found[0])
+        for batch, other in zip(expected, found, strict=True):
+            assert trees.structure(batch) == trees.structure(other)
+            for path, array in trees.leaves_with_path(batch):
+                tensor = np.asarray(other[path[0]])
+                assert tensor.dtype == array.dtype
+                np.testing.assert_array_equal(tensor, array)
+        # And as well after having been saved; what is saved is the same.
+        for name, (buffer, _) in zip(('host', 'device'), buffers, strict=True):
+            save_checkpoint(tmp_path / name, 0, {}, buffer.state_dict())
+            state = load_checkpoint(tmp_path / name, like={})[1]
+            buffer.load_state_dict(state)
+        files = [sorted((tmp_path / name).glob('*.safetensors')) for name in ('host', 'device')]
+        assert files[0][0].read_bytes() == files[1][0].read_bytes()
 
 
 @all_kinds
