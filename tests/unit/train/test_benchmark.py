@@ -100,3 +100,19 @@ def test_a_process_that_fails_is_one_error():
         env=os.environ | {'OMP_NUM_THREADS': '1'},
     )
     assert result.returncode and 'nowhere.py' in result.stderr
+
+
+@pytest.mark.parametrize('algorithm, num_envs', [('dqn', 1), ('rrd:dqn', 2)])
+def test_steps_with_updates_are_timed(algorithm, num_envs):
+    program = 'from absl import app; from experiments.benchmark_rrd import time_ours\n'
+    program += f'app.run(lambda _: print("speed", time_ours({algorithm!r})))'
+    arguments = ['--env=CartPole-v1', '--steps=4', '--warmup_steps=100', '--round=4', '--jit=off']
+    arguments += ['--batch_size=4', '--width=8', f'--num_envs={num_envs}']
+    result = subprocess.run(
+        [sys.executable, '-c', program, *arguments],
+        capture_output=True,
+        text=True,
+        check=True,
+        env=os.environ | {'OMP_NUM_THREADS': '1'},
+    )
+    assert float(result.stdout.split('speed ')[1]) > 0
