@@ -13,6 +13,7 @@ have other defaults; those given on the command line go before them.
 
 import dataclasses
 import difflib
+import errno
 import importlib
 import importlib.util
 import inspect
@@ -403,11 +404,18 @@ def parse(
     return Arguments(settings, agent)
 
 
+_NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
+
+
 def launch(main: Callable[[Sequence[str]], object]) -> None:
-    """Run a launcher; a mistake of the user's ends the program with one line, not a traceback."""
+    """Run a launcher; a user's mistake, or a full disk, ends it with one line, not a traceback."""
     try:
         main(sys.argv)
     except (RunError, DatasetError, CheckpointError) as error:
+        sys.exit(f'error: {error}')
+    except OSError as error:
+        if error.errno not in _NO_SPACE:
+            raise
         sys.exit(f'error: {error}')
 
 

@@ -14,6 +14,7 @@ from purerl.core import random
 from purerl.core.files import atomic_path
 from purerl.envs.pixels import rendering_hint
 from purerl.envs.wrappers import EpisodeMonitor, layers
+from purerl.train.config import RunError
 
 
 def policy_of(agent, temperature=0.0, **inputs):
@@ -268,19 +269,17 @@ def write_video(path, renders, fps=15):
     Raises:
         ValueError: If there is nothing to write, or an array is not of uint8.
         ImportError: If no package that writes videos is installed.
+        RunError: If the file cannot be written.
     """
     path = Path(path)
     frames = video_grid(renders)
     if path.suffix != '.gif' and importlib.util.find_spec('imageio_ffmpeg') is not None:
-        _write_mp4(path, frames, fps)
-        return path
+        return _written(_write_mp4, path, frames, fps)
     if importlib.util.find_spec('PIL') is None:
         raise ImportError(
             f"writing {path} needs imageio-ffmpeg (mp4) or pillow (gif): pip install 'purerl[plot]'"
         )
-    path = path.with_suffix('.gif')
-    _write_gif(path, frames, fps)
-    return path
+    return _written(_write_gif, path.with_suffix('.gif'), frames, fps)
 
 
 def video_grid(renders):
@@ -395,6 +394,15 @@ def _check_frame(env, frame):
 def _pad_episode(render, length):
     dimmed = np.repeat(render[-1:] // 2, length - len(render), axis=0)
     return np.pad(np.concatenate([render, dimmed]), ((0, 0), (1, 1), (1, 1), (0, 0)))
+
+
+def _written(write, path, frames, fps):
+    try:
+        write(path, frames, fps)
+    except OSError as error:  # of ffmpeg, with its command and its output below
+        reason = str(error).splitlines()[0]
+        raise RunError(f'{path} could not be written ({reason}); free disk space') from error
+    return path
 
 
 def _write_mp4(path, frames, fps):

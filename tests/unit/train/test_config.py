@@ -342,6 +342,15 @@ def test_a_mistake_ends_the_program_with_one_line(monkeypatch):
     )
 
 
+@pytest.mark.parametrize(('number', 'kind'), [(28, SystemExit), (2, OSError)])
+def test_a_full_disk_ends_the_program_with_one_line(number, kind):
+    def main(argv):
+        raise OSError(number, 'could not write curves.png')
+
+    with pytest.raises(kind, match='could not write'):
+        launch(main)
+
+
 def test_a_bug_keeps_its_traceback():
     def main(argv):
         raise ZeroDivisionError

@@ -11,6 +11,8 @@ from gymnasium.spaces import Box
 from purerl.core import random
 from purerl.envs.make import make
 from purerl.envs.wrappers import EpisodeMonitor
+from purerl.train import evaluation
+from purerl.train.config import RunError
 from purerl.train.evaluation import (
     check_renders,
     evaluate,
@@ -287,6 +289,16 @@ def test_without_ffmpeg_a_gif_is_written(tmp_path, monkeypatch):
     assert path.name == 'video.gif'
     with Image.open(path) as image:
         assert (image.n_frames, image.size) == (5, (22, 33))
+
+
+@pytest.mark.parametrize('suffix', ['mp4', 'gif'])
+def test_a_full_disk_is_one_line(tmp_path, monkeypatch, suffix):
+    def write(*_):
+        raise OSError('Broken pipe\n\nFFMPEG COMMAND: ...')
+
+    monkeypatch.setattr(evaluation, f'_write_{suffix}', write)
+    with pytest.raises(RunError, match=rf'a\.{suffix} could not be written \(Broken pipe\); free'):
+        write_video(tmp_path / f'a.{suffix}', renders_of([2]))
 
 
 def test_without_any_package_the_error_says_what_to_install(tmp_path, monkeypatch):
