@@ -110,6 +110,14 @@ def test_bodies_differ_in_name_where_they_differ_in_a_constant():
     torch.testing.assert_close(scaled(3.0), 9 * X)
 
 
+def test_the_iterations_number_is_on_the_carrys_device():
+    def body(i, x):
+        assert i.device == x.device
+        return x
+
+    loops.fori(1, body, X.to('meta'))
+
+
 def test_loops_nest():
     def outer(i, x):
         return loops.fori(2, lambda j, x, i: x + i + j, x, i)

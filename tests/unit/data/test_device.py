@@ -1,5 +1,6 @@
 import numpy as np
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from purerl.core import random, trees
 from purerl.data.device import DeviceDataset, initial_key
@@ -87,6 +88,17 @@ def test_a_part_shares_the_arrays_and_samples_its_own_rows():
     rows = [[9, 3, 5][i] for i in random.randint(key, (6,), 0, 3).tolist()]
     assert part.sample(key, 6)['rewards'].tolist() == rows
     assert part.select(np.array([1, 2])).take(torch.tensor([0, 1]))['rewards'].tolist() == [3, 5]
+
+
+def test_indices_may_lie_on_another_device():
+    class Check(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            if func is torch.ops.aten.index_select.default:
+                assert args[0].device == args[2].device
+            return func(*args, **(kwargs or {}))
+
+    with Check():
+        DeviceDataset({'x': torch.ones(4, device='meta')}).take(torch.arange(2))
 
 
 def test_writeable_arrays_are_not_copied_and_others_are():
