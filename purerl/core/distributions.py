@@ -145,7 +145,9 @@ class Categorical:
 
     def entropy(self) -> torch.Tensor:
         """Entropy in nats; impossible categories contribute nothing."""
-        return -torch.where(self.probs > 0, self.probs * self.logits, 0.0).sum(-1)
+        probs = self.probs
+        # Not 0 * -inf, whose gradient is NaN.
+        return -(probs * torch.where(probs > 0, self.logits, 0.0)).sum(-1)
 
 
 class Deterministic:
