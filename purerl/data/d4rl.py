@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from purerl.core.files import atomic_path
-from purerl.data import episodes
+from purerl.data import archives, episodes
 from purerl.data.check import DatasetError, check_arrays
 
 REQUIRED = ('observations', 'actions', 'rewards', 'terminals')
@@ -55,20 +55,9 @@ def load(
 
 def read(path: str | os.PathLike) -> dict:
     """Read the per-step arrays of an HDF5 file, (N, 1) rewards and terminals as (N,)."""
-    h5py = _h5py()
     if not Path(path).is_file():
         raise DatasetError(f'{path}: no such file; check the path, or make it with the collector')
-    arrays = {}
-    try:
-        with h5py.File(path, 'r') as file:
-            for key in (*REQUIRED, 'timeouts'):
-                if isinstance(file.get(key), h5py.Dataset):
-                    arrays[key] = file[key][()]
-    except (OSError, RuntimeError, KeyError, TypeError, ValueError) as error:
-        raise DatasetError(
-            f'{path}: not a readable HDF5 file ({error}); it is cut off or damaged, so collect or '
-            'download it again'
-        ) from error
+    arrays = archives.read_hdf5(path, (*REQUIRED, 'timeouts'))
     for key in ('rewards', 'terminals', 'timeouts'):
         if key in arrays and np.ndim(arrays[key]) == 2 and arrays[key].shape[1] == 1:
             arrays[key] = arrays[key][:, 0]
@@ -190,7 +179,7 @@ def save(path: str | os.PathLike, arrays: dict) -> None:
         DatasetError: if the arrays are no such dataset; nothing is written.
         OSError: if the disk is full; nothing half-written is left.
     """
-    h5py = _h5py()
+    h5py = archives.import_h5py()
     check_arrays(arrays, str(path), required=REQUIRED)
     # Made in memory: where the disk is full, the HDF5 library does not raise but crashes.
     with h5py.File(path, 'w', driver='core', backing_store=False) as file:
@@ -219,11 +208,3 @@ def _at_time_limit(raw, where, max_episode_steps):
         # Parity quirk: after a terminal, D4RL counts an episode's first step as its second.
         step = 0 if limit[i] else 1 if terminal else step + 1
     return limit
-
-
-def _h5py():
-    try:
-        import h5py
-    except ImportError as error:
-        raise ImportError("HDF5 datasets need h5py: pip install 'purerl[d4rl]'") from error
-    return h5py

@@ -21,8 +21,6 @@ import errno
 import os
 import re
 import shutil
-import zipfile
-import zlib
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -30,6 +28,7 @@ import numpy as np
 from tqdm import tqdm
 
 from purerl.core.files import atomic_path
+from purerl.data import archives
 from purerl.data.check import DatasetError, check_arrays, check_values
 from purerl.envs import dmc
 
@@ -91,7 +90,7 @@ def holds_episodes(path: str | os.PathLike) -> bool:
 def is_aggregated(path: str | os.PathLike) -> bool:
     """Whether a file is one that `save` or InFOM wrote, rather than D4RL's HDF5."""
     try:
-        with _h5py().File(path, 'r') as file:
+        with archives.import_h5py().File(path, 'r') as file:
             return 'masks' in file and 'next_observations' in file
     except OSError:
         return False
@@ -164,24 +163,14 @@ def load_file(
     Raises:
         DatasetError: if the file is missing, damaged, or not such a dataset.
     """
-    h5py = _h5py()
     if not Path(path).is_file():
         raise DatasetError(
             f"{path}: no such file; check the path, or make it of ExORL's episodes with "
             'experiments.relabel'
         )
-    arrays = {}
-    try:
-        with h5py.File(path, 'r') as file:
-            for key in (*REQUIRED, 'rewards'):
-                if isinstance(file.get(key), h5py.Dataset):
-                    arrays[key] = file[key][:max_size]
-    except (OSError, RuntimeError, KeyError, ValueError) as error:
-        raise DatasetError(
-            f'{path}: not a readable HDF5 file ({error}); it is cut off or damaged, so make it '
-            'again'
-        ) from error
-    return _clip_actions(check_arrays(arrays, str(path), required=REQUIRED), action_clip_eps)
+    arrays = archives.read_hdf5(path, (*REQUIRED, 'rewards'), max_size)
+    arrays = check_arrays(arrays, str(path), required=REQUIRED)
+    return archives.clip_actions(arrays, action_clip_eps)
 
 
 def load_episodes(
@@ -219,7 +208,8 @@ def load_episodes(
             rewards = _relabel(episode['physics'][1:], reward, path)
             parts[-1]['rewards'] = rewards.astype(np.float32)
     arrays = {key: np.concatenate([part.pop(key) for part in parts]) for key in list(parts[0])}
-    return _clip_actions(check_arrays(arrays, str(folder), required=REQUIRED), action_clip_eps)
+    arrays = check_arrays(arrays, str(folder), required=REQUIRED)
+    return archives.clip_actions(arrays, action_clip_eps)
 
 
 def save(path: str | os.PathLike, arrays: dict) -> None:
@@ -233,7 +223,7 @@ def save(path: str | os.PathLike, arrays: dict) -> None:
         DatasetError: if the arrays are no such dataset; nothing is written.
         OSError: if the disk is full; nothing half-written is left.
     """
-    h5py = _h5py()
+    h5py = archives.import_h5py()
     checked = check_arrays(arrays, str(path), required=REQUIRED)
     with atomic_path(path) as temporary:
         # Where the disk is full, the HDF5 library does not raise but crashes.
@@ -304,18 +294,7 @@ def _select(folder, skip_size, max_size):
 
 
 def _read_episode(path, with_physics):
-    arrays, key = {}, None
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            for key in (*_EPISODE, 'physics') if with_physics else _EPISODE:
-                if key in file:
-                    arrays[key] = file[key]
-    except (OSError, EOFError, ValueError, zipfile.BadZipFile, zlib.error) as error:
-        at = f' at key {key!r}' if key else ''
-        raise DatasetError(
-            f'{path}: not a readable npz file{at} ({error}); it is cut off or damaged, so collect '
-            'or download it again'
-        ) from error
+    arrays = archives.read_npz(path, (*_EPISODE, 'physics') if with_physics else _EPISODE)
     physics = arrays.get('physics')
     episode = check_arrays(arrays, str(path), required=_EPISODE)
     if with_physics and physics is None:
@@ -375,17 +354,3 @@ def _relabel(states, reward, path):
                 f"({error}); choose a task of the data's domain"
             ) from error
     return rewards
-
-
-def _clip_actions(arrays, eps):
-    if eps is not None:
-        arrays['actions'] = np.clip(arrays['actions'], -1 + eps, 1 - eps)
-    return arrays
-
-
-def _h5py():
-    try:
-        import h5py
-    except ImportError as error:
-        raise ImportError("HDF5 datasets need h5py: pip install 'purerl[d4rl]'") from error
-    return h5py

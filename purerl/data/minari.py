@@ -10,6 +10,7 @@ import numpy as np
 from gymnasium.spaces import Box
 
 from purerl.core import trees
+from purerl.data import archives
 from purerl.data.check import DatasetError, check_arrays
 
 
@@ -46,10 +47,7 @@ def load(name_or_path: str | os.PathLike, *, action_clip_eps: float | None = Non
     arrays = trees.map(lambda *episodes: np.concatenate(episodes), *parts)
     arrays = check_arrays(arrays, where, required=('observations', 'actions', 'rewards'))
     arrays['actions'] = _rescaled(arrays['actions'], dataset.action_space)
-    if action_clip_eps is not None and arrays['actions'].dtype.kind == 'f':
-        low, high = -1 + action_clip_eps, 1 - action_clip_eps
-        arrays['actions'] = np.clip(arrays['actions'], low, high)
-    return arrays
+    return archives.clip_actions(arrays, action_clip_eps)
 
 
 def _open(name_or_path):

@@ -10,8 +10,6 @@ is cut off: this loader refuses one.
 """
 
 import os
-import zipfile
-import zlib
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
@@ -19,6 +17,7 @@ from typing import NamedTuple
 import numpy as np
 
 from purerl.core.files import atomic_path
+from purerl.data import archives
 from purerl.data.check import DatasetError, check_arrays
 from purerl.envs.make import make_base
 from purerl.envs.wrappers import seed_env
@@ -96,10 +95,7 @@ def load(
         arrays = {key: value for key, value in arrays.items() if key not in INFO}
     if max_size is not None:
         arrays = {key: value[:max_size] for key, value in arrays.items()}
-    if action_clip_eps is not None and arrays['actions'].dtype.kind == 'f':
-        low, high = -1 + action_clip_eps, 1 - action_clip_eps
-        arrays['actions'] = np.clip(arrays['actions'], low, high)
-    return arrays
+    return archives.clip_actions(arrays, action_clip_eps)
 
 
 def load_pair(
@@ -125,19 +121,7 @@ def read(path: str | os.PathLike) -> dict:
             f'{path}: no such file; check the path, download it with ogbench.download_datasets, or '
             'make it with the collector'
         )
-    arrays, key = {}, None
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            for key in (*REQUIRED, *INFO):
-                if key in file:
-                    arrays[key] = file[key]
-    # RuntimeError and NotImplementedError: zipfile takes damaged headers for encryption and such.
-    except (OSError, EOFError, ValueError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
-        at = f' at key {key!r}' if key else ''
-        raise DatasetError(
-            f'{path}: not a readable npz file{at} ({error}); it is cut off or damaged, so collect '
-            'or download it again'
-        ) from error
+    arrays = archives.read_npz(path, (*REQUIRED, *INFO))
     arrays = check_arrays(arrays, str(path), required=REQUIRED)
     if arrays['observations'].dtype.kind in 'ib':
         arrays['observations'] = arrays['observations'].astype(np.float32)

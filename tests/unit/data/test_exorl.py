@@ -241,9 +241,13 @@ def test_what_is_no_folder_of_episodes_is_refused(tmp_path, episodes):
         exorl.load_episodes(tmp_path / 'empty')
     with pytest.raises(DatasetError, match='from transition 12 on among the next 5'):
         exorl.load_episodes(episodes, skip_size=12, max_size=5)
-    (episodes / 'episode_000001_2.npz').write_bytes(b'PK\x03\x04 nothing')
-    with pytest.raises(DatasetError, match=r'episode_000001_2\.npz: not a readable npz file'):
-        exorl.load_episodes(episodes)
+    path = episodes / 'episode_000001_2.npz'
+    encrypted = bytearray(path.read_bytes())
+    encrypted[6] = encrypted[encrypted.index(b'PK\x01\x02') + 8] = 1
+    for damaged in (encrypted, b'PK\x03\x04 nothing'):
+        path.write_bytes(damaged)
+        with pytest.raises(DatasetError, match=r'episode_000001_2\.npz: not a readable npz file'):
+            exorl.load_episodes(episodes)
     (episodes / 'backup.npz').write_bytes(b'')
     with pytest.raises(DatasetError, match=r'backup\.npz: not the name of an ExORL episode'):
         exorl.load_episodes(episodes)
