@@ -149,7 +149,7 @@ def init(module: Module, key: torch.Tensor, *args, **kwargs) -> Params:
         ValueError: if the forward pass does not reach every declared parameter.
     """
     random.check_key(key)
-    args, kwargs = trees.map(_example, (args, kwargs))
+    args, kwargs = trees.map(lambda value: _example(value, key.device), (args, kwargs))
     with torch.no_grad(), _Scope(module, {'params': key}, params={}) as scope:
         module(*args, **kwargs)
     missing = {name for name, _ in module.named_parameters()} - {'.'.join(p) for p in scope.params}
@@ -158,12 +158,12 @@ def init(module: Module, key: torch.Tensor, *args, **kwargs) -> Params:
     return _nest({path: value.contiguous() for path, value in scope.params.items()})
 
 
-def _example(value):
-    """Let example inputs be arrays; their float64 becomes float32, as in JAX."""
-    if not isinstance(value, np.ndarray | np.generic):
-        return value
-    tensor = torch.as_tensor(value)
-    return tensor.float() if tensor.dtype == torch.float64 else tensor
+def _example(value, device):
+    """Let example inputs be arrays, and lie anywhere; float64 arrays become float32, as in JAX."""
+    if isinstance(value, np.ndarray | np.generic):
+        value = torch.as_tensor(value)
+        value = value.float() if value.dtype == torch.float64 else value
+    return value.to(device) if isinstance(value, torch.Tensor) else value
 
 
 def apply(
@@ -251,11 +251,15 @@ def ones(key: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
     return torch.ones(shape, device=key.device)
 
 
+@functools.cache
 def constant(value: float) -> Initializer:
     """Every entry equal to `value`."""
-    return lambda key, shape: torch.full(tuple(shape), value, device=key.device)
+    return lambda key, shape: torch.full(
+        tuple(shape), value, dtype=torch.float32, device=key.device
+    )
 
 
+@functools.cache
 def normal(stddev: float = 1e-2) -> Initializer:
     """Independent normal entries."""
     return lambda key, shape: random.normal(key, shape) * stddev
@@ -571,8 +575,17 @@ class Conv(Module):
         return out + self.param('bias', zeros, (self.features,)) if self.use_bias else out
 
 
-def max_pool(x, window_shape, strides, padding: str = 'VALID') -> torch.Tensor:
-    """Maximum over windows of NHWC images."""
+def max_pool(
+    x: torch.Tensor,
+    window_shape: int | Sequence[int],
+    strides: int | Sequence[int],
+    padding: str | int | Sequence[int | Sequence[int]] = 'VALID',
+) -> torch.Tensor:
+    """Maximum over windows of NHWC images; leading axes are batches.
+
+    Args:
+        window_shape, strides, padding: as `kernel_size`, `strides` and `padding` of `Conv`.
+    """
 
     def pool(images):
         padded = _pad(

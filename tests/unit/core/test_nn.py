@@ -354,6 +354,7 @@ INITIALIZERS = {
     'zeros': (I.zeros, J.zeros),
     'ones': (I.ones, J.ones),
     'constant': (I.constant(0.3), J.constant(0.3)),
+    'constant_integer': (I.constant(1), J.constant(1)),
     'normal': (I.normal(0.02), J.normal(0.02)),
     'normal_default': (I.normal(), J.normal()),
     **{
@@ -604,6 +605,11 @@ def test_sown_values():
     assert len(sown['inner/input']) == 2
 
 
+def test_examples_may_lie_on_another_device():
+    params = nn.init(nn.Dense(2), random.key(0, 'meta'), torch.ones(1, 3))
+    assert params['bias'].device.type == 'meta'
+
+
 def test_fold_in_path():
     expected = linen.Dense(1).init(jax.random.PRNGKey(3), jnp.zeros((1, 1)))['params']['kernel']
     key = nn.fold_in_path(random.key(3), (1,))
@@ -642,6 +648,7 @@ def test_intern_shares_equal_definitions():
     assert nn.intern(net()) is not nn.intern(net(5))
     assert nn.intern(net(init=nn.orthogonal())) is nn.intern(net(init=nn.orthogonal()))
     assert nn.intern(net(init=nn.orthogonal())) is not nn.intern(net(init=nn.orthogonal(2.0)))
+    assert nn.intern(net(init=nn.normal())) is nn.intern(net(init=nn.normal()))
 
 
 @pytest.mark.parametrize('rows', [1, 7, 64, 72, 256])
