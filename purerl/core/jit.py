@@ -245,7 +245,7 @@ def _as_tensor(leaf):
     if isinstance(leaf, torch.Tensor):
         return leaf
     if isinstance(leaf, np.ndarray | np.generic):
-        tensor = torch.from_numpy(np.asarray(leaf)) if leaf.shape else torch.tensor(leaf.item())
+        tensor = torch.from_numpy(np.asarray(leaf, order='C'))
         # Float64 never enters a program: JAX computes in float32 too.
         return tensor.float() if tensor.dtype == torch.float64 else tensor
     if isinstance(leaf, _PYTHON_SCALARS):

@@ -199,6 +199,9 @@ def test_arrays_and_numbers(mode):
     integers = fn({'x': np.arange(3)}, 2)['out']
     assert integers.dtype == torch.int64
     assert torch.equal(fn({'x': np.float32(1.5)})['out'], torch.tensor(3.0))
+    assert fn({'x': np.int32(2)}, np.int32(3))['out'].dtype == torch.int32
+    backwards = np.arange(3, dtype=np.float32)[::-1]
+    assert torch.equal(fn({'x': backwards})['out'], expected.flip(0))
 
 
 def test_numbers_are_not_baked_in():
