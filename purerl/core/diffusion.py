@@ -121,12 +121,18 @@ class FourierFeatures(nn.Module):
         output_size: size of the output (one less where it is odd).
         learnable: whether the frequencies are parameters, or the fixed geometric series of
             Vaswani et al., "Attention is all you need" (2017), for inputs of size 1.
+
+    Raises:
+        ValueError: if `output_size` is below 2, or 4 for fixed frequencies.
     """
 
     def __init__(self, output_size: int, learnable: bool = True):
         super().__init__()
-        if output_size < 2:
-            raise ValueError(f'time_dim must be at least 2 features of the time, got {output_size}')
+        least = 2 if learnable else 4  # fixed frequencies go from 1 to 1 / 10,000
+        if output_size < least:
+            raise ValueError(
+                f'time_dim must be at least {least} features of the time, got {output_size}'
+            )
         self.num_frequencies = output_size // 2
         self.learnable = learnable
         if learnable:
@@ -186,7 +192,7 @@ def ddpm_sampler(
     act_dim: int,
     observations: torch.Tensor,
     schedule: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
-    sample_temperature,
+    sample_temperature: float | torch.Tensor,
     repeat_last_step: int = 0,
     clip_sampler: bool = True,
     dropout_key: torch.Tensor | None = None,
@@ -213,7 +219,6 @@ def ddpm_sampler(
 
     Returns:
         Actions (B, A) in [-1, 1], and the key that is left.
-
     """
 
     def denoise(i, carry, params, observations, schedule, temperature, dropout_key):
@@ -235,7 +240,8 @@ def ddpm_sampler(
 
     key, rng = random.split(rng)
     start = random.normal(key, (len(observations), act_dim))
-    temperature = torch.as_tensor(sample_temperature, dtype=torch.float32)
+    device = observations.device
+    temperature = torch.as_tensor(sample_temperature, dtype=torch.float32, device=device)
     actions, rng = fori(
         T + repeat_last_step,
         denoise,
