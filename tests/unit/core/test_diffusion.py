@@ -92,6 +92,8 @@ def test_fixed_features_are_a_geometric_series():
     angles = x.numpy() * 10_000.0 ** (-np.arange(4) / 3)
     expected = np.concatenate([np.cos(angles), np.sin(angles)], -1)
     np.testing.assert_allclose(nn.apply(module, {}, x), expected, atol=1e-6)
+    with pytest.raises(ValueError, match='at least 4 features'):
+        diffusion.FourierFeatures(3, learnable=False)
 
 
 def make_ddpm(dropout_rate=None):
