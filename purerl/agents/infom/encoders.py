@@ -149,7 +149,6 @@ class ResNetEncoder(nn.Module):
         act: str = 'swish',
         norm: str = 'group',
         add_spatial_coordinates: bool = True,
-        num_spatial_blocks: int = 8,  # the original takes it and does not use it
     ):
         super().__init__()
         norms = {
@@ -254,7 +253,7 @@ def encoding_dim(name: str | None, observations) -> int:
 
     Args:
         name: the encoder; None for observations that are used as they are.
-        observations: an example batch (B, ...).
+        observations: an example batch (B, ...); only its shape matters.
 
     Raises:
         ValueError: if the encoder is unknown, or these are not observations for it.
@@ -269,4 +268,4 @@ def encoding_dim(name: str | None, observations) -> int:
     if len(shape) != rank:
         raise ValueError(f'the encoder {name} takes {kind}, not observations of shape {shape}')
     params = nn.init(encoder, random.key(0), observations)
-    return nn.apply(encoder, params, observations).shape[-1]
+    return nn.apply(encoder, params, torch.zeros(observations.shape)).shape[-1]

@@ -247,7 +247,7 @@ def test_bounds_of_single_frames_do_not_clip_stacked_ones():
     ],
 )
 def test_encoding_dim(name, shape, size):
-    assert encoding_dim(name, torch.zeros(2, *shape)) == size
+    assert encoding_dim(name, np.zeros((2, *shape), np.float32)) == size
 
 
 def test_the_flow_is_as_wide_as_the_encoder(monkeypatch):
