@@ -221,22 +221,7 @@ class DDPMIQLLearner:
         observations = ex_observations.reshape(-1, ex_observations.shape[-1])[:1]
         actions = ex_actions.reshape(-1, action_dim)[:1]
 
-        cond_dims = (config['time_dim'] * 2, config['time_dim'] * 2)
-        score_def = DDPM(
-            cond_encoder_cls=functools.partial(MLP, hidden_dims=cond_dims, activations=nn.swish),
-            reverse_encoder_cls=functools.partial(
-                MLPResNet,
-                num_blocks=config['actor_num_blocks'],
-                out_dim=action_dim,
-                dropout_rate=config['actor_dropout_rate'],
-                use_layer_norm=config['actor_layer_norm'],
-                hidden_dim=config['mlp_resnet_hidden_dim'],
-                activations=nn.swish,
-            ),
-            time_preprocess_cls=functools.partial(
-                FourierFeatures, output_size=config['time_dim'], learnable=True
-            ),
-        )
+        score_def = _score_network(config, action_dim)
         actor_lr = config['actor_lr']
         if config['decay_steps'] is not None:
             actor_lr = optim.cosine_decay_schedule(actor_lr, config['decay_steps'])
@@ -276,6 +261,25 @@ class DDPMIQLLearner:
             **{name: torch.tensor(float(config[name])) for name in (*rates, *temperatures)},
             **{name: config[name] for name in ('T', 'N', 'M', 'clip_sampler')},
         )
+
+
+def _score_network(config, action_dim):
+    cond_dims = (config['time_dim'] * 2, config['time_dim'] * 2)
+    return DDPM(
+        cond_encoder_cls=functools.partial(MLP, hidden_dims=cond_dims, activations=nn.swish),
+        reverse_encoder_cls=functools.partial(
+            MLPResNet,
+            num_blocks=config['actor_num_blocks'],
+            out_dim=action_dim,
+            dropout_rate=config['actor_dropout_rate'],
+            use_layer_norm=config['actor_layer_norm'],
+            hidden_dim=config['mlp_resnet_hidden_dim'],
+            activations=nn.swish,
+        ),
+        time_preprocess_cls=functools.partial(
+            FourierFeatures, output_size=config['time_dim'], learnable=True
+        ),
+    )
 
 
 def get_config():

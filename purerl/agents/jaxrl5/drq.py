@@ -5,7 +5,8 @@ from pixels" (ICLR 2021). Original: philippe-eecs/IDQL @ 7582571, jaxrl5/agents/
 
 Deviations: target critics hold `num_min_qs` members where that is given (the original fails);
 several cameras may be packed, under any names (the original fails); `pixel_keys`, `depth_keys` and
-the encoder are checked when the agent is made, images before anything is compiled.
+the encoder are checked when the agent is made, images before anything is compiled. `create` takes
+examples and a config instead of spaces and keyword arguments, as every agent here.
 """
 
 import functools
@@ -15,15 +16,17 @@ import ml_collections
 import torch
 
 from purerl.agents.jaxrl5.encoders import PixelMultiplexer, encoder_class
-from purerl.agents.jaxrl5.images import (
-    augment,
-    check_examples,
-    check_shapes,
-    unpack,
+from purerl.agents.jaxrl5.images import augment, check_examples, check_shapes, unpack
+from purerl.agents.jaxrl5.networks import (
+    MLP,
+    Ensemble,
+    StateActionValue,
+    TanhNormal,
+    Temperature,
+    make_state,
 )
-from purerl.agents.jaxrl5.networks import MLP, Ensemble, StateActionValue, TanhNormal, Temperature
 from purerl.agents.jaxrl5.sac import SACLearner
-from purerl.core import nn, optim, random, trees
+from purerl.core import optim, random, trees
 from purerl.core.jit import jit
 from purerl.core.state import TrainState
 from purerl.core.trees import FrozenDict
@@ -67,18 +70,18 @@ class DrQLearner:
             ValueError: if images are missing, of a wrong dtype, or not of the examples' shape; or
                 if the batch does not divide into `utd_ratio` slices.
         """
-        cameras = self.config['pixel_keys'], self.config['depth_keys']
-        batch = unpack(batch, [*cameras[0], *cameras[1]])
+        pixel_keys, depth_keys = self.config['pixel_keys'], self.config['depth_keys']
+        batch = unpack(batch, [*pixel_keys, *depth_keys])
         for name in ('observations', 'next_observations'):
-            check_shapes(batch[name], self.shapes, cameras[1], is_batch=True)
+            check_shapes(batch[name], self.shapes, depth_keys, is_batch=True)
 
         # From before the critics' steps: the policy acts with these until the next update.
         new_agent = self.replace(actor=share_encoder(source=self.critic, target=self.actor))
 
         rng, key = random.split(new_agent.rng)
-        observations = augment(key, batch['observations'], *cameras)
+        observations = augment(key, batch['observations'], pixel_keys, depth_keys)
         rng, key = random.split(rng)
-        next_observations = augment(key, batch['next_observations'], *cameras)
+        next_observations = augment(key, batch['next_observations'], pixel_keys, depth_keys)
         batch = {**batch, 'observations': observations, 'next_observations': next_observations}
         return SACLearner.update(new_agent.replace(rng=rng), batch, utd_ratio)
 
@@ -141,12 +144,8 @@ class DrQLearner:
         )
         actor_cls = functools.partial(TanhNormal, actor_base_cls, action_dim)
         actor_def = multiplexer(network_cls=actor_cls, stop_gradient=True)
-        actor = TrainState.create(
-            actor_def,
-            nn.init(actor_def, actor_key, ex_observations),
-            tx=optim.adam(config['actor_lr']),
-            step=0,
-        )
+        tx = optim.adam(config['actor_lr'])
+        actor = make_state(actor_def, actor_key, ex_observations, tx=tx)
 
         critic_base_cls = functools.partial(
             MLP,
@@ -160,18 +159,14 @@ class DrQLearner:
         def critics(num):
             return multiplexer(network_cls=functools.partial(Ensemble, critic_cls, num=num))
 
-        critic_params = nn.init(critics(num_qs), critic_key, ex_observations, ex_actions)
-        critic = TrainState.create(
-            critics(num_qs), critic_params, tx=optim.adam(config['critic_lr']), step=0
-        )
+        tx = optim.adam(config['critic_lr'])
+        critic = make_state(critics(num_qs), critic_key, ex_observations, ex_actions, tx=tx)
         target_critic = TrainState.create(
-            critics(num_min_qs or num_qs), trees.map(torch.clone, critic_params), step=0
+            critics(num_min_qs or num_qs), trees.map(torch.clone, critic.params), step=0
         )
 
         temp_def = Temperature(config['init_temperature'])
-        temp = TrainState.create(
-            temp_def, nn.init(temp_def, temp_key), tx=optim.adam(config['temp_lr']), step=0
-        )
+        temp = make_state(temp_def, temp_key, tx=optim.adam(config['temp_lr']))
         return cls(
             actor=actor,
             rng=rng,

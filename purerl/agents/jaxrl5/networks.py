@@ -10,12 +10,10 @@ from collections.abc import Callable, Sequence
 import torch
 
 from purerl.core import nn, optim, random, trees
-from purerl.core.diffusion import DDPM, FourierFeatures
+from purerl.core.diffusion import DDPM, FourierFeatures, ModuleClass
 from purerl.core.distributions import MultivariateNormalDiag, TanhTransformed
 from purerl.core.ops import clip
 from purerl.core.state import TrainState
-
-ModuleClass = Callable[[], nn.Module]
 
 
 def default_init(scale: float = 1.0) -> nn.Initializer:

@@ -13,9 +13,8 @@ from purerl.core.ops import expectile_loss
 
 def quantile_loss(diff, quantile):
     """Absolute `diff`, weighted by `quantile` where it is positive, by its complement elsewhere."""
-    return side_weights(diff, quantile) * torch.where(
-        diff >= 0, diff, -diff
-    )  # slope 1 at 0, as JAX
+    size = torch.where(diff >= 0, diff, -diff)  # whose slope at 0 is 1, as in JAX
+    return side_weights(diff, quantile) * size
 
 
 def exp_w_clip(x, x0: float, mode: str = 'zero'):

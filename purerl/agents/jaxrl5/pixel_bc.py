@@ -5,7 +5,8 @@ Original: philippe-eecs/IDQL @ 7582571, jaxrl5/agents/pixel_bc/pixel_bc_learner.
 Deviations: the policy may be a plain Gaussian (the original fails); `pixel_keys`, `depth_keys`, the
 encoder and the policy are checked when the agent is made, images before anything is compiled; the
 learning rate's cosine schedule, which the original's launcher makes and passes in, is the field
-`decay_steps`.
+`decay_steps`. `create` takes examples and a config instead of spaces and keyword arguments, as
+every agent here.
 """
 
 import functools
@@ -16,13 +17,9 @@ import torch
 
 from purerl.agents.jaxrl5.bc import BCLearner
 from purerl.agents.jaxrl5.encoders import PixelMultiplexer, encoder_class
-from purerl.agents.jaxrl5.images import (
-    augment,
-    check_examples,
-    check_shapes,
-)
-from purerl.agents.jaxrl5.networks import MLP, Normal, TanhNormal
-from purerl.core import nn, optim, random, trees
+from purerl.agents.jaxrl5.images import augment, check_examples, check_shapes
+from purerl.agents.jaxrl5.networks import MLP, Normal, TanhNormal, make_state
+from purerl.core import optim, random, trees
 from purerl.core.jit import jit
 from purerl.core.state import TrainState
 from purerl.core.trees import FrozenDict
@@ -55,10 +52,10 @@ class PixelBCLearner:
         Raises:
             ValueError: if images are missing, of a wrong dtype, or not of the examples' shape.
         """
-        cameras = self.config['pixel_keys'], self.config['depth_keys']
-        check_shapes(batch['observations'], self.shapes, cameras[1], is_batch=True)
+        pixel_keys, depth_keys = self.config['pixel_keys'], self.config['depth_keys']
+        check_shapes(batch['observations'], self.shapes, depth_keys, is_batch=True)
         rng, key = random.split(self.rng)
-        observations = augment(key, batch['observations'], *cameras)
+        observations = augment(key, batch['observations'], pixel_keys, depth_keys)
         return BCLearner.update(self.replace(rng=rng), {**batch, 'observations': observations})
 
     @jit
@@ -121,10 +118,9 @@ class PixelBCLearner:
         actor_lr = config['actor_lr']
         if config['decay_steps'] is not None:
             actor_lr = optim.cosine_decay_schedule(actor_lr, config['decay_steps'])
-        params = nn.init(actor_def, actor_key, ex_observations)
         bonus = config['entropy_bonus']
         return cls(
-            actor=TrainState.create(actor_def, params, tx=optim.adam(actor_lr), step=0),
+            actor=make_state(actor_def, actor_key, ex_observations, tx=optim.adam(actor_lr)),
             rng=rng,
             entropy_bonus=None if bonus is None else torch.tensor(bonus),
             shapes=shapes,

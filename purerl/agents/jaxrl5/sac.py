@@ -22,9 +22,10 @@ from purerl.agents.jaxrl5.networks import (
     StateActionValue,
     TanhNormal,
     Temperature,
+    make_state,
     subsample_ensemble,
 )
-from purerl.core import nn, optim, random, trees
+from purerl.core import optim, random, trees
 from purerl.core.jit import jit
 from purerl.core.loops import fori
 from purerl.core.ops import polyak
@@ -184,12 +185,8 @@ class SACLearner:
             MLP, hidden_dims=config['hidden_dims'], activate_final=True
         )
         actor_def = TanhNormal(actor_base_cls, action_dim)
-        actor = TrainState.create(
-            actor_def,
-            nn.init(actor_def, actor_key, ex_observations),
-            tx=optim.adam(config['actor_lr']),
-            step=0,
-        )
+        tx = optim.adam(config['actor_lr'])
+        actor = make_state(actor_def, actor_key, ex_observations, tx=tx)
 
         critic_base_cls = functools.partial(
             MLP,
@@ -200,20 +197,16 @@ class SACLearner:
         )
         critic_cls = functools.partial(StateActionValue, base_cls=critic_base_cls)
         critic_def = Ensemble(critic_cls, num=num_qs)
-        critic_params = nn.init(critic_def, critic_key, ex_observations, ex_actions)
-        critic = TrainState.create(
-            critic_def, critic_params, tx=optim.adam(config['critic_lr']), step=0
-        )
+        tx = optim.adam(config['critic_lr'])
+        critic = make_state(critic_def, critic_key, ex_observations, ex_actions, tx=tx)
         target_critic = TrainState.create(
             Ensemble(critic_cls, num=num_min_qs or num_qs),
-            trees.map(torch.clone, critic_params),
+            trees.map(torch.clone, critic.params),
             step=0,
         )
 
         temp_def = Temperature(config['init_temperature'])
-        temp = TrainState.create(
-            temp_def, nn.init(temp_def, temp_key), tx=optim.adam(config['temp_lr']), step=0
-        )
+        temp = make_state(temp_def, temp_key, tx=optim.adam(config['temp_lr']))
         return cls(
             actor=actor,
             rng=rng,
