@@ -123,7 +123,8 @@ class DQNAgent:
         return actions, self.replace(rng=rng, acted=self.acted + best.numel())
 
     def _random_actions(self, key, like):
-        return random.randint(key, like.shape, 0, self.config['num_actions']).long()
+        num_actions = self.config['num_actions']
+        return random.randint(key, like.shape, 0, num_actions, dtype=torch.int64)
 
     @jit
     def eval_actions(self, observations):

@@ -253,6 +253,7 @@ class Normalizer:
 
     @classmethod
     def create(cls, shape: Sequence[int]) -> 'Normalizer':
+        """Make one that has seen no observations, of this shape each."""
         zeros = [torch.zeros(tuple(shape)) for _ in range(4)]
         return cls(zeros[0], zeros[1], torch.zeros(1), *zeros[2:])
 

@@ -123,18 +123,18 @@ class RRDAgent(AroundBase):
                 f'rrd_batch_size={config["rrd_batch_size"]} has no room for a subsequence of '
                 f'rrd_sample_size={size}'
             )
-        shape, num_actions = ex_observations.shape[1:], ex_actions.shape[-1]
+        shape, action_dim = ex_observations.shape[1:], ex_actions.shape[-1]
         if len(shape) == 1:
             networks.check_layers(config, reward_hidden_dims=2)
             reward_def = networks.Reward(config['reward_hidden_dims'])
         else:
             reward_def = networks.ImageReward(
-                config['conv_features'], config['dense_dim'], num_actions
+                config['conv_features'], config['dense_dim'], action_dim
             )
         example = torch.zeros(1, *shape)
         # Apart from the base's keys: the same seed gives the same base without RRD.
         key = random.fold_in(random.key(seed), 1)
-        params = nn.init(reward_def, key, example, torch.zeros(1, num_actions), example)
+        params = nn.init(reward_def, key, example, torch.zeros(1, action_dim), example)
         tx = optim.tf_adam(config['r_lr'])
         return cls(
             base=base,

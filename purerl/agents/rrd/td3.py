@@ -160,10 +160,10 @@ class TD3Agent:
         """
         networks.check_layers(config, hidden_dims=2)
         rng, actor_key, critic_key = random.split(random.key(seed), 3)
-        shape, num_actions = ex_observations.shape[1:], ex_actions.shape[-1]
-        observations, actions = torch.zeros(1, *shape), torch.zeros(1, num_actions)
+        shape, action_dim = ex_observations.shape[1:], ex_actions.shape[-1]
+        observations, actions = torch.zeros(1, *shape), torch.zeros(1, action_dim)
 
-        actor_def = networks.Policy(config['hidden_dims'], num_actions)
+        actor_def = networks.Policy(config['hidden_dims'], action_dim)
         actor_params = nn.init(actor_def, actor_key, observations)
         critic_def = networks.TwinValue(config['hidden_dims'])
         critic_params = nn.init(critic_def, critic_key, observations, actions)
