@@ -10,7 +10,7 @@ its snapshots.
 Options that the original does not have are off by default: `frame_max`, `life_loss_ends`.
 """
 
-import difflib
+import functools
 import importlib.util
 import re
 from typing import ClassVar
@@ -19,7 +19,7 @@ import gymnasium
 import numpy as np
 from gymnasium.spaces import Box, Discrete
 
-from purerl.envs import wrappers
+from purerl.envs import naming, wrappers
 
 SIZE = 84
 _FRAME_SKIP = 4
@@ -80,8 +80,7 @@ def make_atari(
     if importlib.util.find_spec('ale_py') is None:
         raise ImportError(f"{env_name} needs ale-py: pip install 'purerl[atari]'")
     if env_name not in games():
-        near = difflib.get_close_matches(env_name, games(), n=3, cutoff=0.5)
-        hint = f'the nearest names are {", ".join(near)}' if near else 'no name is similar'
+        hint = naming.nearest(env_name, games())
         raise ValueError(f'unknown Atari game {env_name!r}: {hint}')
     game = Game(_roms()[env_name], sticky, frame_max)
     env = AtariEnv(game, max_episode_steps, noop, frames, life_loss_ends)
@@ -125,13 +124,16 @@ class Game:
 
     @property
     def num_actions(self):
+        """How many actions make a difference in this game."""
         return len(self._actions)
 
     @property
     def lives(self):
+        """How many lives are left; 0 in games without lives."""
         return self._ale.lives()
 
     def reset(self):
+        """Starts a new game."""
         self._ale.reset_game()
         self._executed, self._before = 0, None
 
@@ -282,17 +284,9 @@ def resize_area(image):
     return np.rint(small).clip(0, 255).astype(np.uint8)
 
 
-_cached_taps: dict[int, tuple] = {}
-
-
+@functools.cache
 def _taps(size):
     """Returns pixels (taps, 84) and weights (taps, 84) of float32 for one axis of `size` pixels."""
-    if size not in _cached_taps:
-        _cached_taps[size] = _make_taps(size)
-    return _cached_taps[size]
-
-
-def _make_taps(size):
     scale = size / SIZE
     taps = [[] for _ in range(SIZE)]
     for i in range(SIZE):

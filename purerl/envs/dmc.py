@@ -15,7 +15,6 @@ Deviations from the original:
 - Images keep their channels last, as elsewhere in this library; `make`'s `frame_stack` stacks them.
 """
 
-import difflib
 import importlib
 import warnings
 
@@ -23,7 +22,7 @@ import gymnasium
 import numpy as np
 from gymnasium.envs.registration import EnvSpec
 
-from purerl.envs import dmc_tasks
+from purerl.envs import dmc_tasks, naming
 
 # Longer names go before those that they begin with.
 _DOMAINS = (
@@ -99,8 +98,7 @@ def load(env_name, random, **environment_kwargs):
     suite = _import('dm_control.suite')
     name = split_name(env_name)
     if name not in dmc_tasks.TASKS and name not in suite.ALL_TASKS:
-        near = difflib.get_close_matches(env_name, names(), n=3, cutoff=0.5)
-        hint = f'the nearest names are {", ".join(near)}' if near else 'no name is similar'
+        hint = naming.nearest(env_name, names())
         raise ValueError(f'unknown environment {env_name!r}: {hint}')
     try:
         if name in dmc_tasks.TASKS:

@@ -7,7 +7,7 @@ import gymnasium
 import numpy as np
 from gymnasium.spaces import Box, Discrete
 
-from purerl.envs import atari
+from purerl.envs import atari, naming
 from purerl.envs.make import check_continuous, make
 
 ENV_TYPES = ('ep_rews', 'normal')
@@ -96,9 +96,9 @@ def check_observations(env):
         return
     if not (isinstance(space, Box) and len(space.shape) == 1):
         raise ValueError(
-            f'{_name_of(env)} has the observation space {space}, but this agent needs a Box with '
-            'one axis, as CartPole-v1 or HalfCheetah-v5 have; images are those of Atari games, by '
-            'their names here: Assault, Pong'
+            f'{naming.name_of(env)} has the observation space {space}, but this agent needs a '
+            'Box with one axis, as CartPole-v1 or HalfCheetah-v5 have; images are those of Atari '
+            'games, by their names here: Assault, Pong'
         )
 
 
@@ -116,10 +116,6 @@ def check_actions(env, discrete):
         check_continuous(env)
     elif not (isinstance(env.action_space, Discrete) and env.action_space.start == 0):
         raise ValueError(
-            f'{_name_of(env)} has the action space {env.action_space}, but this agent needs '
+            f'{naming.name_of(env)} has the action space {env.action_space}, but this agent needs '
             'discrete actions 0, 1, ...: an Atari game, or CartPole-v1'
         )
-
-
-def _name_of(env):
-    return env.spec.id if env.spec is not None else type(env.unwrapped).__name__

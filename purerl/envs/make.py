@@ -1,6 +1,5 @@
 """Environments by name: gymnasium's, dm_control's, and OGBench's under its datasets' names."""
 
-import difflib
 import importlib
 import importlib.util
 
@@ -9,7 +8,7 @@ import numpy as np
 from gymnasium.spaces import Box, Dict
 from gymnasium.wrappers import FlattenObservation, RescaleAction
 
-from purerl.envs import dmc, pixels, wrappers
+from purerl.envs import dmc, naming, pixels, wrappers
 
 _OGBENCH_FAMILIES = frozenset(
     ('pointmaze', 'antmaze', 'humanoidmaze', 'antsoccer', 'cube', 'scene', 'puzzle', 'powderworld')
@@ -145,10 +144,9 @@ def check_continuous(env):
     """
     space = env.action_space
     if not (_is_bounded(space) and len(space.shape) == 1):
-        name = env.spec.id if env.spec is not None else type(env.unwrapped).__name__
         raise ValueError(
-            f'{name} has the action space {space}, but this agent needs continuous actions: '
-            'a bounded Box of floats with one axis, as Pendulum-v1 or HalfCheetah-v5 have'
+            f'{naming.name_of(env)} has the action space {space}, but this agent needs continuous '
+            'actions: a bounded Box of floats with one axis, as Pendulum-v1 or HalfCheetah-v5 have'
         )
 
 
@@ -224,6 +222,4 @@ def _unknown(env_name):
         ]
     if '_' in env_name and importlib.util.find_spec('dm_control') is not None:
         names += dmc.names()
-    near = difflib.get_close_matches(env_name, names, n=3, cutoff=0.5)
-    hint = f'the nearest names are {", ".join(near)}' if near else 'no registered name is similar'
-    return ValueError(f'unknown environment {env_name!r}: {hint}')
+    return ValueError(f'unknown environment {env_name!r}: {naming.nearest(env_name, names)}')

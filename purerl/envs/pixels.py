@@ -16,7 +16,7 @@ import gymnasium
 import numpy as np
 from gymnasium.spaces import Box, Dict
 
-from purerl.envs import dmc
+from purerl.envs import dmc, naming
 
 PIXELS = 'pixels'  # the first camera's name among the observations
 # Hafner et al., "Learning latent dynamics for planning from pixels" (2019), table of tasks.
@@ -143,8 +143,8 @@ class PixelObservation(gymnasium.ObservationWrapper):
         bare = env.unwrapped
         if not hasattr(bare, 'physics') and not _is_simulated(bare):
             raise ValueError(
-                f'{_name(env)} cannot be seen: images are made of environments that MuJoCo '
-                'simulates, such as HalfCheetah-v5, or tasks of dm_control, such as cheetah_run'
+                f'{naming.name_of(env)} cannot be seen: images are made of environments that '
+                'MuJoCo simulates, such as HalfCheetah-v5 or the task cheetah_run of dm_control'
             )
         self.size = size
         self.cameras = dict(cameras or {PIXELS: _default_camera(bare)})
@@ -172,7 +172,7 @@ class PixelObservation(gymnasium.ObservationWrapper):
             return self._render(camera)
         except Exception as error:  # each rendering backend has errors of its own
             raise ValueError(
-                f'{_name(self)} cannot be seen through camera {camera}: rendering fails '
+                f'{naming.name_of(self)} cannot be seen through camera {camera}: rendering fails '
                 f'({error}){rendering_hint(error)}'
             ) from error
 
@@ -243,6 +243,13 @@ class StackFrames(gymnasium.Wrapper):
         return {key: np.stack(frames, axis=-1) for key, frames in self.frames.items()}
 
 
+def image_keys(space):
+    """Returns the names of the images among observations; empty where they are no images."""
+    if not isinstance(space, Dict):
+        return ()
+    return tuple(key for key, child in space.items() if _holds_images(child))
+
+
 def rendering_hint(error):
     """Returns what to do about an error of a rendering backend; '' if it is not about OpenGL."""
     if not re.search(r'mujoco|GL|\bgl[A-Z]', f'{type(error)} {error}'):
@@ -262,17 +269,6 @@ def _default_camera(bare):
     if hasattr(bare, 'physics'):
         return bare.camera_id
     return 0 if bare.model.ncam else _FREE_CAMERA
-
-
-def _name(env):
-    return env.spec.id if env.spec is not None else type(env.unwrapped).__name__
-
-
-def image_keys(space: gymnasium.Space) -> tuple[str, ...]:
-    """Returns the names of the images among observations; empty where they are no images."""
-    if not isinstance(space, Dict):
-        return ()
-    return tuple(key for key, child in space.items() if _holds_images(child))
 
 
 def _holds_images(space):
