@@ -17,34 +17,18 @@ import torch
 from purerl.core import random
 
 
-class _LegacySource:
-    def __init__(self, rng: np.random.RandomState):
+class _NumpySource:
+    def __init__(self, rng: np.random.RandomState | np.random.Generator):
         self._rng = rng
+        legacy = isinstance(rng, np.random.RandomState)
+        self._randint = rng.randint if legacy else rng.integers
+        self._random = rng.random_sample if legacy else rng.random
 
     def randint(self, high, size):
-        return self._rng.randint(high, size=size)
+        return self._randint(high, size=size)
 
     def rand(self, size=None):
-        return self._rng.random_sample(size)
-
-    def geometric(self, p, size):
-        return self._rng.geometric(p, size=size)
-
-    def permutation(self, n):
-        index = np.arange(n)
-        self._rng.shuffle(index)
-        return index
-
-
-class _GeneratorSource:
-    def __init__(self, rng: np.random.Generator):
-        self._rng = rng
-
-    def randint(self, high, size):
-        return self._rng.integers(high, size=size)
-
-    def rand(self, size=None):
-        return self._rng.random(size)
+        return self._random(size)
 
     def geometric(self, p, size):
         return self._rng.geometric(p, size=size)
@@ -102,7 +86,7 @@ class _KeySource:
         return random.permutation(self._next(), n).cpu().numpy()
 
 
-_Source = _LegacySource | _GeneratorSource | _TorchSource | _KeySource
+_Source = _NumpySource | _TorchSource | _KeySource
 
 
 def _geometric_from_uniform(u: np.ndarray, p: float) -> np.ndarray:
@@ -129,10 +113,8 @@ def resolve(rng) -> _Source:
     """
     if isinstance(rng, _Source):
         return rng
-    if isinstance(rng, np.random.RandomState):
-        return _LegacySource(rng)
-    if isinstance(rng, np.random.Generator):
-        return _GeneratorSource(rng)
+    if isinstance(rng, np.random.RandomState | np.random.Generator):
+        return _NumpySource(rng)
     if isinstance(rng, torch.Generator):
         return _TorchSource(rng)
     if isinstance(rng, torch.Tensor) and rng.dtype == torch.int64 and tuple(rng.shape) == (2,):
