@@ -125,6 +125,7 @@ def save_checkpoint(
     Raises:
         CheckpointError: if something cannot be stored or written (a full disk, for example); the
             older checkpoints are then as they were.
+        ValueError: if `keep` is below 1 or `step` below 0.
     """
     if keep is not None and keep < 1:
         raise ValueError(f'keep is {keep}; at least the new checkpoint must be kept')

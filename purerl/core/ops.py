@@ -10,7 +10,7 @@ def clip(x: torch.Tensor, low: float, high: float) -> torch.Tensor:
     return torch.minimum(torch.maximum(x, x.new_full((), low)), x.new_full((), high))
 
 
-def polyak(online, target, tau: float):
+def polyak(online, target, tau: float | torch.Tensor):
     """Move a tree of target parameters towards the online ones: tau * online + (1 - tau) * target.
 
     Which online parameters, from before or after the gradient step, is the caller's choice and
@@ -33,7 +33,7 @@ def move_target(network, source, module_name: str, tau: float):
     return network.replace(params={**network.params, target: moved})
 
 
-def expectile_loss(adv, diff, expectile: float):
+def expectile_loss(adv, diff, expectile: float | torch.Tensor):
     """Squared `diff`, weighted by `expectile` where `adv` >= 0 and by its complement below.
 
     Source: Kostrikov et al., "Offline reinforcement learning with implicit Q-learning" (2022).

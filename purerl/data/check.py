@@ -16,7 +16,9 @@ class DatasetError(ValueError):
     """A dataset that cannot be used; the message names the file, the key and the remedy."""
 
 
-def check_arrays(arrays: dict, where: str, required: Iterable[str] = (), values: bool = True):
+def check_arrays(
+    arrays: dict, where: str, required: Iterable[str] = (), values: bool = True
+) -> dict:
     """Check a dataset and cast it once to the library's dtypes.
 
     Args:

@@ -190,7 +190,7 @@ class EpisodeReplay:
         Args:
             batch_size: transitions in the batch.
             rng: random source, see `purerl.data.sampling`.
-            rrd_batch_size: transitions in all subsequences, rounded down to a multiple of
+            rrd_batch_size: room for the subsequences' transitions: K = rrd_batch_size // n.
             rrd_sample_size: transitions n in each of the K subsequences, drawn without repetition
                 from one episode; with repetition if the episode is shorter.
             coefficients: whether `rrd_var_coef` is wanted.

@@ -82,6 +82,10 @@ def filter_returns(
 
     Returns:
         A new dict of arrays; without rows if no episode reaches the threshold.
+
+    Raises:
+        DatasetError: if the dataset does not say where episodes end, or `take_top` finds none.
+        ValueError: unless exactly one of `take_top` and `threshold` is given.
     """
     if (take_top is None) == (threshold is None):
         raise ValueError('filter_returns takes either take_top or threshold')
