@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from experiments.reference import idql, networks_pixels
-from experiments.reference.case import Case, CaseError, flatten
+from experiments.reference.case import Case, CaseError, flatten, nested
 from experiments.reference.compare import Report
 from experiments.reference.networks_infom import make_module
 from experiments.reference.rollouts import replay_model_rollout
@@ -81,7 +81,7 @@ def _validation_loss(name):
         if 'key' not in inputs:
             raise CaseError(f'the recording lacks fn/{name}/in/key')
         loss, info = getattr(agent, name)(inputs['batch'])
-        return {'loss': loss, 'info': _nested(info)}
+        return {'loss': loss, 'info': nested(info)}
 
     return call
 
@@ -335,7 +335,7 @@ def _replay_op(case, report, family, agent, t, op):
         info = family.loop_ops[op['call']](case, report, agent, t)
     else:
         agent, info = _call_op(case, agent, t, op)
-    report.compare_tree('info', f'info/{t}', _nested(info))
+    report.compare_tree('info', f'info/{t}', nested(info))
     if case.has(f'opt/{t}'):
         recorded = set(case.children(f'opt/{t}'))  # of early ops, only the first moments
         opt = {name: value for name, value in family.opt(agent).items() if name in recorded}
@@ -369,18 +369,6 @@ def _agent_and_info(case, t, agent, result):
     if len(names) != 1:
         raise CaseError(f'op {t} returned one value, info/{t} holds {len(names)}')
     return agent, {names[0]: result}
-
-
-def _nested(info: dict) -> dict:
-    """Undo the joining of names: ``{'a/b': x}`` to ``{'a': {'b': x}}``."""
-    tree: dict = {}
-    for name, value in info.items():
-        *parents, leaf = name.split('/')
-        node = tree
-        for parent in parents:
-            node = node.setdefault(parent, {})
-        node[leaf] = value
-    return tree
 
 
 def _replay_function(case, report, family, agent, name):

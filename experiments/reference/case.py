@@ -6,6 +6,7 @@ The format is described in docs/reference_cases.md.
 import dataclasses
 import json
 import pathlib
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -71,14 +72,7 @@ class Case:
 
     def take_tree(self, prefix: str) -> dict[str, Any]:
         """Return everything below ``prefix/`` as an input: nested dicts, empty if there is none."""
-        tree: dict[str, Any] = {}
-        for name in self.below(prefix):
-            *parents, leaf = name[len(prefix) + 1 :].split('/')
-            node = tree
-            for parent in parents:
-                node = node.setdefault(parent, {})
-            node[leaf] = self.take(name)
-        return tree
+        return nested({name[len(prefix) + 1 :]: self.take(name) for name in self.below(prefix)})
 
     def parsed(self, key: str, default=None):
         """Return an entry of the metadata that holds JSON."""
@@ -159,3 +153,15 @@ def _check_versions(metadata: dict[str, str]) -> None:
 def flatten(tree) -> dict[str, Any]:
     """Name the leaves of a tree as recordings do: ``a/b/c``."""
     return {'/'.join(path): leaf for path, leaf in trees.leaves_with_path(tree)}
+
+
+def nested(entries: Mapping[str, Any]) -> dict[str, Any]:
+    """Undo `flatten`: ``{'a/b': x}`` to ``{'a': {'b': x}}``."""
+    tree: dict[str, Any] = {}
+    for name, value in entries.items():
+        *parents, leaf = name.split('/')
+        node = tree
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[leaf] = value
+    return tree

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 import gymnasium
 import numpy as np
 
+from experiments.reference.case import nested
 from purerl.core import trees
 from purerl.data import binary, d4rl, episodes
 from purerl.data.dataset import Dataset, random_crop
@@ -33,15 +34,9 @@ _STATISTICS = (
 
 def _subtree(tensors: dict, prefix: str) -> dict:
     """The tensors below `prefix/`, as nested dicts."""
-    tree: dict = {}
-    for name, tensor in tensors.items():
-        if name.startswith(prefix + '/'):
-            *parents, leaf = name[len(prefix) + 1 :].split('/')
-            node = tree
-            for parent in parents:
-                node = node.setdefault(parent, {})
-            node[leaf] = tensor
-    return tree
+    start = f'{prefix}/'
+    below = {name: tensor for name, tensor in tensors.items() if name.startswith(start)}
+    return nested({name.removeprefix(start): tensor for name, tensor in below.items()})
 
 
 def _named(prefix: str, tree) -> Pairs:

@@ -5,7 +5,7 @@ import re
 
 import torch
 
-from experiments.reference.case import CaseError, flatten
+from experiments.reference.case import CaseError, flatten, nested
 from purerl.agents.jaxrl5 import bc, networks
 from purerl.agents.jaxrl5.objectives import VALUE_LOSSES, exp_w_clip, exponential_loss
 from purerl.core import diffusion, nn, random
@@ -169,13 +169,8 @@ _MASKS = {
 
 def _replay_mask(case, report, prefix, match):
     """Which parameters decay; the tree is that of the recorded mask itself."""
-    params: dict = {}
-    for name in case.below(f'{prefix}/out'):
-        *parents, leaf = name.removeprefix(f'{prefix}/out/').split('/')
-        node = params
-        for parent in parents:
-            node = node.setdefault(parent, {})
-        node[leaf] = torch.zeros(())
+    names = (name.removeprefix(f'{prefix}/out/') for name in case.below(f'{prefix}/out'))
+    params = nested({name: torch.zeros(()) for name in names})
     report.compare_tree('fn', f'{prefix}/out', _MASKS[match[1]](params))
 
 

@@ -6,8 +6,9 @@ import re
 import torch
 
 from experiments.reference import diffusion_jaxrl5, networks_pixels
-from experiments.reference.case import Case, CaseError, flatten
+from experiments.reference.case import Case, CaseError
 from experiments.reference.compare import Report
+from experiments.reference.networks import dropout_keys, initialised
 from experiments.reference.randoms import replay_jaxrl5_rng
 from purerl.agents.jaxrl5 import networks
 from purerl.core import diffusion, nn, random
@@ -119,8 +120,8 @@ def _replay_module(case, report, prefix, entry):
     if f'{prefix}/out/mode' in case.tensors:
         action_dim = case.tensors[f'{prefix}/out/mode'].shape[-1]
     module = _make_module(entry, inputs, action_dim)
-    params = _initialised(case, report, prefix, module, inputs)
-    rngs = _dropout_keys(case, report, prefix, entry)
+    params = initialised(case, report, prefix, module, inputs)
+    rngs = dropout_keys(case, report, prefix, entry, entry.get('num'))
 
     def run(**kwargs):
         return nn.apply(module, params, *inputs, rngs=rngs, **kwargs)
@@ -141,30 +142,6 @@ def _replay_module(case, report, prefix, entry):
             'eval_explicit': run_members(False),
         }
     report.compare_tree('fn', f'{prefix}/out', outputs)
-
-
-def _initialised(case, report, prefix, module, inputs):
-    """Compare the initial parameters; return those that the recording runs on."""
-    initial = nn.init(module, case.take(f'{prefix}/in/init_key'), *inputs)
-    report.compare_tree('init', f'{prefix}/init', initial)
-    params = case.take_tree(f'{prefix}/params')
-    if flatten(params).keys() != flatten(initial).keys():
-        raise CaseError(f'{prefix}/params does not hold the parameters of the module')
-    return params
-
-
-def _dropout_keys(case, report, prefix, entry):
-    """Compare each dropout layer's key; return the streams for `nn.apply`."""
-    if f'{prefix}/in/dropout_key' not in case.tensors:
-        return {}
-    key = case.take(f'{prefix}/in/dropout_key')
-    members = entry.get('num')
-    layer_keys = key if members is None else random.split(key, members)
-    for i, path in enumerate(entry['dropout_rng_paths']):
-        # The count of draws in that layer follows the path.
-        folded = nn.fold_in_path(layer_keys, (*path.split('/'), 1))
-        report.compare('key', f'{prefix}/rng/dropout_{i}', folded)
-    return {'dropout': key}
 
 
 # --- Ensembles ------------------------------------------------------------------------------------
@@ -207,7 +184,7 @@ def _replay_policy_parameters(case, report, prefix, match):
     if not users:
         raise CaseError(f'{prefix}: purerl has no counterpart')
     inputs = [case.take(f'fn/{users[0]}/in/observations')]
-    _initialised(case, report, prefix, _make_module(case.config[users[0]], inputs), inputs)
+    initialised(case, report, prefix, _make_module(case.config[users[0]], inputs), inputs)
 
 
 def _replay_distribution(case, report, prefix, entry):

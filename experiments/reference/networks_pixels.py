@@ -6,8 +6,9 @@ import re
 import numpy as np
 import torch
 
-from experiments.reference.case import Case, CaseError, flatten
+from experiments.reference.case import Case, CaseError
 from experiments.reference.compare import Report
+from experiments.reference.networks import dropout_keys, initialised
 from purerl.agents.jaxrl5 import encoders, images, networks
 from purerl.core import nn, random
 from purerl.data.normalizers import Normalizer
@@ -95,12 +96,8 @@ def replay_multiplexer(case: Case, report: Report, prefix: str, entry: dict) -> 
     inputs = [observations]
     if f'{prefix}/in/actions' in case.tensors:
         inputs.append(case.take(f'{prefix}/in/actions'))
-    initial = nn.init(module, case.take(f'{prefix}/in/init_key'), *inputs)
-    report.compare_tree('init', f'{prefix}/init', initial)
-    params = case.take_tree(f'{prefix}/params')
-    if flatten(params).keys() != flatten(initial).keys():
-        raise CaseError(f'{prefix}/params does not hold the parameters of the module')
-    rngs = _dropout_keys(case, report, prefix, entry, members)
+    params = initialised(case, report, prefix, module, inputs)
+    rngs = dropout_keys(case, report, prefix, entry, members)
 
     def run(params):
         return nn.apply(module, params, *inputs, training=entry['training'], rngs=rngs)
@@ -118,18 +115,6 @@ def _check_refused(module, observations):
     except ValueError:
         return
     raise CaseError('a camera without a depth image is let through')
-
-
-def _dropout_keys(case, report, prefix, entry, members):
-    if f'{prefix}/in/dropout_key' not in case.tensors:
-        return {}
-    key = case.take(f'{prefix}/in/dropout_key')
-    layer_keys = key if members is None else random.split(key, members)
-    for i, path in enumerate(entry['dropout_rng_paths']):
-        # The count of draws in that layer follows the path.
-        folded = nn.fold_in_path(layer_keys, (*path.split('/'), 1))
-        report.compare('key', f'{prefix}/rng/dropout_{i}', folded)
-    return {'dropout': key}
 
 
 # --- Augmentation and normalisation ---------------------------------------------------------------

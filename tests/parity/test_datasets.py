@@ -1,44 +1,23 @@
 """Replays recorded datasets of the originals through `purerl.data`."""
 
-import json
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from safetensors import safe_open
 
+from experiments.reference.case import load
 from experiments.reference.datasets import replay_infom_dataset, replay_jaxrl5_dataset
 
 RECORDINGS = Path(__file__).parent / 'recordings'
-CASES = {
-    'infom/dataset__default': replay_infom_dataset,
-    'idql/dataset__core': replay_jaxrl5_dataset,
-    'idql/dataset__replay_buffer': replay_jaxrl5_dataset,
-    'idql/dataset__d4rl': replay_jaxrl5_dataset,
-    'idql/dataset__binary': replay_jaxrl5_dataset,
-}
+PATHS = sorted(RECORDINGS.glob('*/dataset__*.safetensors'))
+REPLAYS = {'infom': replay_infom_dataset, 'idql': replay_jaxrl5_dataset}
 
 
-def load_case(name):
-    with safe_open(RECORDINGS / f'{name}.safetensors', 'np') as file:
-        metadata = file.metadata()
-        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-    return SimpleNamespace(
-        tensors=tensors,
-        config=json.loads(metadata['config']),
-        seed=int(metadata['seed']),
-        case=metadata['case'],
-        agent=metadata['agent'],
-        notes=metadata['notes'],
-    )
-
-
-@pytest.mark.parametrize(('name', 'replay'), CASES.items(), ids=CASES)
-def test_every_recorded_result_is_reproduced(name, replay):
-    case = load_case(name)
+@pytest.mark.parametrize('path', PATHS, ids=lambda path: f'{path.parent.name}/{path.stem}')
+def test_every_recorded_result_is_reproduced(path):
+    case = load(path)
     missing = {key for key in case.tensors if '/out/' in key}
-    for key, computed in replay(case):
+    for key, computed in REPLAYS[case.system](case):
         assert key in missing, f'{key} is not in the file, or came twice'
         missing.remove(key)
         recorded = case.tensors[key]
