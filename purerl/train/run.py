@@ -139,7 +139,7 @@ class Run:
         """Find the folder; nothing is written before `begin`.
 
         Args:
-            loop: which loop it is, 'online' or 'offline'.
+            loop: which loop it is: the name of its launcher in `experiments`.
             agent: what is trained.
             settings: the loop's settings.
             environment: name of the environment, for the folder's name.
@@ -192,6 +192,11 @@ class Run:
             if has_run:
                 self._check_same()
                 self.start = latest_step(self.folder / 'checkpoints') or 0
+            elif any(self.folder.rglob('*.csv')):
+                raise RunError(
+                    f'{self.folder} holds CSV files, but no run to go on with: choose another '
+                    '--run_name'
+                )
         elif any(self.folder.iterdir()):
             if not self.settings.overwrite:
                 raise RunError(

@@ -90,6 +90,13 @@ def test_a_folder_without_a_run_is_not_overwritten(tmp_path):
         begun(tmp_path, overwrite=True)
 
 
+def test_other_records_are_not_taken_for_a_run(tmp_path):
+    (tmp_path / 'run').mkdir()
+    (tmp_path / 'run/mine.csv').write_text('step\n1\n')
+    with pytest.raises(RunError, match='holds CSV files, but no run to go on with'):
+        begun(tmp_path, resume=True)
+
+
 def test_resuming_a_run_that_is_not_there_starts_it(tmp_path):
     run = begun(tmp_path, resume=True)
     assert run.start == 0
