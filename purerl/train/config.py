@@ -307,9 +307,9 @@ def check_settings(settings) -> None:
         if not isinstance(value, accepted) or (isinstance(value, bool) and kind is not bool):
             raise RunError(f'{field.name} must be of type {kind.__name__}, not {value!r}')
         minimum, maximum = field.metadata['minimum'], field.metadata['maximum']
-        if minimum is not None and value < minimum:
+        if minimum is not None and not value >= minimum:  # nor NaN
             raise RunError(f'{field.name} must be at least {minimum}, not {value}')
-        if maximum is not None and value > maximum:
+        if maximum is not None and not value <= maximum:
             raise RunError(f'{field.name} must be at most {maximum}, not {value}')
         choices = field.metadata['choices']
         if choices is not None and value not in choices:
