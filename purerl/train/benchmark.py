@@ -157,6 +157,9 @@ def prepare(
     """Create an agent, and a synthetic batch for its calls.
 
     Args:
+        spec: the agent's file and config.
+        batch_size: transitions of each critic step.
+        utd_ratio: such steps in one update, of agents that take several.
         num_seeds: agents trained together under vmap; 1 runs the plain program.
         only: name of the one call wanted; all of them if empty.
         device: where agents and batch are put.

@@ -207,7 +207,7 @@ def collect_from_run(
     Where the run stacks frames, the dataset holds single ones, for its loader to stack.
 
     Args:
-        run: Folder of a run of `experiments.online` or `experiments.offline`.
+        run: Folder of a run.
         path: As in `collect`, or, for a run that acts by images, a path ending in `.safetensors`.
         env_name: Environment; None for the run's. Its observations and actions must have the
             shapes of the run's.
@@ -338,20 +338,20 @@ def collect_oracle_episodes(
         options = {'min_norm': min_norm}
     oracles = _make_oracles(env, family, dataset_type, options, oracle_rng)
     episodes = []
-    bar = tqdm(total=num_episodes, desc=f'{env_name} {dataset_type}', disable=None)
-    while len(episodes) < num_episodes:
-        episode = _run_oracles(
-            env,
-            oracles,
-            rng,
-            stack_probability=_stack_probability(env_name, rng),
-            noise=rng.uniform(0, noise) if dataset_type == 'noisy' else 0.0,
-            random_action_probability=random_action_probability,
-        )
-        if family != 'scene' or _cube_stays_visible(episode['qpos'][:-1]):
-            episodes.append(episode)
-            bar.update()
-    bar.close()
+    title = f'{env_name} {dataset_type}'
+    with contextlib.closing(env), tqdm(total=num_episodes, desc=title, disable=None) as bar:
+        while len(episodes) < num_episodes:
+            episode = _run_oracles(
+                env,
+                oracles,
+                rng,
+                stack_probability=_stack_probability(env_name, rng),
+                noise=rng.uniform(0, noise) if dataset_type == 'noisy' else 0.0,
+                random_action_probability=random_action_probability,
+            )
+            if family != 'scene' or _cube_stays_visible(episode['qpos'][:-1]):
+                episodes.append(episode)
+                bar.update()
     return episodes
 
 

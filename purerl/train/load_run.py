@@ -30,8 +30,8 @@ class TrainedRun:
         agents: the agent of each seed.
         seeds: their seeds.
         examples: zeros of the shapes (1, ...) and dtypes of observations and actions.
-        state: what else the loop kept of each seed (see `purerl.train.online`, `offline` and
-            `offline_to_online`).
+        state: what else the loop kept: a list with a `World.state()` of each seed, of
+            `experiments.offline` a dict with that list (`worlds`) and `normalization`.
     """
 
     folder: Path

@@ -181,14 +181,13 @@ class Clock:
         self._path.unlink()
         return [row for row in rows if int(row['step']) <= start]
 
-    def tick(self, step: int) -> float:
-        """Record the time since the last call; returns the steps per second."""
+    def tick(self, step: int) -> None:
+        """Record the time since the last call."""
         now = time.perf_counter()
         per_step = (now - self._last) / max(step - self._last_step, 1)
         self._last, self._last_step = now, step
         total = self._before + now - self._first
         self._table.append({'step': step, 'time/epoch_time': per_step, 'time/total_time': total})
-        return 1 / per_step if per_step else 0.0
 
 
 def _is_complete(row) -> bool:

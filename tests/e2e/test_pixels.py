@@ -5,14 +5,12 @@ The environment draws its own images, so that nothing here needs OpenGL.
 
 import dataclasses
 import importlib
-import os
-import signal
-import subprocess
 import sys
-import time
 
 import numpy as np
 import pytest
+from interruptions import contents, crash_at, kill_after_a_checkpoint, start
+from safetensors.numpy import load_file
 
 from experiments import collect as collect_launcher
 from experiments import evaluate as evaluate_launcher
@@ -20,8 +18,8 @@ from experiments import offline_to_online as offline_launcher
 from experiments import online as launcher
 from purerl.core import jit
 from purerl.data.memory_efficient import MemoryEfficientReplayBuffer
-from purerl.train import online
-from purerl.train.config import RunError, load_agent
+from purerl.train import collect_images, online
+from purerl.train.config import RunError, load_agent, parse
 from purerl.train.load_run import load_run
 from purerl.train.plotting import read_csv
 
@@ -70,10 +68,6 @@ AGENT = (
 )
 
 
-class Crash(Exception):
-    """Stands for a killed process."""
-
-
 @pytest.fixture(scope='module', autouse=True)
 def lamp(tmp_path_factory):
     folder = tmp_path_factory.mktemp('packages')
@@ -106,15 +100,6 @@ def settings(folder, **changes):
     return online.Settings(**{**values, **changes})
 
 
-def contents(folder):
-    files = [*folder.rglob('*.csv'), *folder.rglob('checkpoints/*'), folder / 'summary.json']
-    return {
-        str(file.relative_to(folder)): file.read_bytes()
-        for file in files
-        if file.name != 'timing.csv'
-    }
-
-
 @pytest.fixture(scope='module')
 def finished(tmp_path_factory):
     folder = tmp_path_factory.mktemp('drq')
@@ -132,22 +117,9 @@ def test_steps_count_the_environments_steps(finished):
     assert [path.stem for path in finished.glob('checkpoints/*.json')] == ['checkpoint_0000000060']
 
 
-def crash_at(monkeypatch, name, count):
-    original, calls = getattr(online.World, name), []
-
-    def method(self, *args, **kwargs):
-        calls.append(None)
-        if len(calls) == count:
-            raise Crash
-        return original(self, *args, **kwargs)
-
-    monkeypatch.setattr(online.World, name, method)
-
-
 @pytest.mark.parametrize(('name', 'count'), [('step', 6), ('step', 23), ('batch', 9), ('state', 3)])
-def test_an_interrupted_run_ends_as_the_whole_one(tmp_path, monkeypatch, finished, name, count):
-    with monkeypatch.context() as patched, pytest.raises(Crash):
-        crash_at(patched, name, count)
+def test_an_interrupted_run_ends_as_the_whole_one(tmp_path, finished, name, count):
+    with crash_at(online.World, name, count):
         online.train(load_agent(*AGENT), settings(tmp_path))
     online.train(load_agent(*AGENT), settings(tmp_path, resume=True))
     assert contents(tmp_path / 'run') == contents(finished)
@@ -159,17 +131,8 @@ def test_a_killed_process(tmp_path, finished, lamp):
     command += [f'--agent.{k}={",".join(map(str, np.ravel(v)))}' for k, v in AGENT[1].items()]
     command += [f'--{k}={v}' for k, v in flags.items() if v is not None and v is not False]
     command += ['--notqdm', '--notensorboard']
-    path = os.pathsep.join([str(lamp), os.getcwd()])
-    # The threads of the run that it is compared with.
-    environment = {**os.environ, 'PYTHONPATH': path, 'OMP_NUM_THREADS': '1'}
-    process = subprocess.Popen(command, env=environment)
-    for _ in range(600):
-        if list(tmp_path.glob('run/checkpoints/*.json')) or process.poll() is not None:
-            break
-        time.sleep(0.1)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    assert subprocess.run([*command, '--resume'], env=environment, check=False).returncode == 0
+    kill_after_a_checkpoint(start(command, PYTHONPATH=str(lamp)), tmp_path / 'run')
+    assert start([*command, '--resume'], PYTHONPATH=str(lamp)).wait() == 0
     assert contents(tmp_path / 'run') == contents(finished)
 
 
@@ -257,6 +220,17 @@ def test_collecting_episodes(finished, tmp_path):
     assert len(data) == 14 + 2 * 2
 
 
+def test_datasets_grow_with_their_episodes(finished, tmp_path, monkeypatch):
+    paths = [tmp_path / f'{rows}.safetensors' for rows in (collect_images._FIRST_ROWS, 5)]
+    for path in paths:
+        monkeypatch.setattr(collect_images, '_FIRST_ROWS', int(path.stem))
+        arguments = [f'--path={path}', '--num_episodes=6', '--policy=checkpoint']
+        collect_launcher.main(['collect', *arguments, f'--checkpoint={finished}'])
+    whole, grown = (load_file(path) for path in paths)
+    assert whole.keys() == grown.keys()
+    assert all((whole[name] == grown[name]).all() for name in whole)
+
+
 def clone(folder, dataset, **changes):
     flags = {
         'agent': 'experiments/configs/jaxrl5/pixel_bc.py',
@@ -340,8 +314,6 @@ def test_mistakes_stop_before_anything_is_written(tmp_path, agent, changes, mess
 def test_the_launchers_defaults_are_those_of_images(tmp_path):
     with pytest.raises(RunError, match='batch_size must be at least 1'):
         launcher.main(['online', f'--agent={AGENT[0]}', '--batch_size=0'])
-    from purerl.train.config import parse
-
     arguments = parse(['online', f'--agent={AGENT[0]}'], online.Settings, AGENT[0])
     found = arguments.settings
     assert (found.env_name, found.image_size, found.num_stack) == ('cheetah_run', 64, 3)

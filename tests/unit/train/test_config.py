@@ -271,7 +271,7 @@ def test_help_lists_flags_and_fields(capsys):
 @dataclasses.dataclass(frozen=True)
 class Example:
     count: int = setting(1, 'A number.', minimum=1)
-    rate: float = setting(0.5, 'A rate.')
+    rate: float = setting(0.5, 'A rate.', maximum=1)
     name: str | None = setting(None, 'A name.')
     kind: str = setting('a', 'A kind.', choices=('a', 'b'))
     on: bool = setting(False, 'A switch.')
@@ -292,6 +292,8 @@ def test_good_settings(changes):
         ({'count': True}, 'count must be of type int'),
         ({'count': None}, 'count must be of type int'),
         ({'rate': 'x'}, 'rate must be of type float'),
+        ({'rate': 1.5}, 'rate must be at most 1, not 1.5'),
+        ({'rate': float('nan')}, 'rate must be at most 1, not nan'),
         ({'name': 3}, 'name must be of type str'),
         ({'kind': 'c'}, 'kind must be one of a, b'),
         ({'on': 1}, 'on must be of type bool'),
