@@ -204,7 +204,7 @@ def test_seeds_in_one_program_are_those_of_single_runs(tmp_path, dataset):
         ours = read_csv(tmp_path / 'both/seed_001' / name)
         single = read_csv(tmp_path / 'run' / name)
         for column in single:
-            np.testing.assert_allclose(ours[column], single[column], rtol=2e-4, atol=2e-4)
+            np.testing.assert_allclose(ours[column], single[column], rtol=1e-5, atol=1e-6)
 
 
 def test_filtered_data(tmp_path, dataset):
