@@ -23,7 +23,6 @@ import dataclasses
 import numpy as np
 import torch
 
-from purerl.core import random
 from purerl.envs.episodic import (
     ENV_TYPES,
     check_actions,
@@ -35,14 +34,14 @@ from purerl.train.config import Agent, RunError, check_settings, setting
 from purerl.train.episodic_lanes import MODES
 from purerl.train.episodic_learner import Learner, run_iteration
 from purerl.train.episodic_world import World
-from purerl.train.evaluation import evaluate
 from purerl.train.logging import scalars
 from purerl.train.loop import (
-    RANDOM_SEED_OFFSET,
     conclude,
+    due,
     is_resumable,
     log_evaluations,
     log_training,
+    random_return,
 )
 from purerl.train.run import ReplaySettings, Run, create_agents
 from purerl.train.seeds import stack, unstack
@@ -76,7 +75,7 @@ class Settings(ReplaySettings):
     test_rollouts: int = setting(10, 'Test episodes at the end of a cycle.', minimum=1)
     test_timesteps: int = setting(1000, 'Time limit of all episodes, in steps.', minimum=1)
     test_eps: float = setting(
-        0.001, 'Share of random actions in test episodes of Atari games.', minimum=0
+        0.001, 'Share of random actions in test episodes of Atari games.', minimum=0, maximum=1
     )
     buffer_size: int = setting(1_000_000, 'Room for so many transitions.', minimum=1)
     batch_size: int = setting(256, 'Transitions in a batch.', minimum=1)
@@ -143,9 +142,9 @@ def train(agent: Agent, settings: Settings) -> dict:
         _check_environment(agent, env)
         is_resumable(env)
         example = _example(env)
-    with contextlib.ExitStack() as stack:
+    with contextlib.ExitStack() as opened:
         worlds = [
-            stack.enter_context(contextlib.closing(World(agent, settings, seed)))
+            opened.enter_context(contextlib.closing(World(agent, settings, seed)))
             for seed in settings.seeds
         ]
         agents = create_agents(agent, settings.seeds, example, settings.device)
@@ -212,8 +211,8 @@ def _loop(run, settings, worlds, agents):
         cycle, rest = divmod(iteration, settings.iterations)
         if rest == 0:
             _end_cycle(run, step, worlds, learner.agent)
-        due = rest == 0 and settings.save_cycles and cycle % settings.save_cycles == 0
-        if due or iteration == settings.total_iterations or run.stop_requested:
+        saves = rest == 0 and due(cycle, settings.save_cycles)
+        if saves or iteration == settings.total_iterations or run.stop_requested:
             run.save(step, learner.agent, [world.state() for world in worlds])
         if run.stop_requested:
             run.stop(step)
@@ -236,17 +235,7 @@ def _finish(run, settings, step, worlds, agent):
     for world, test in zip(worlds, _tests(worlds, agent, step), strict=True):
         if world.tested[0] != step:
             test()
-    baselines = [_random_return(settings, seed) for seed in settings.seeds]
+    baselines = [
+        random_return(settings.make_env, settings.test_rollouts, seed) for seed in settings.seeds
+    ]
     return conclude(run, step, [world.tested[1] for world in worlds], baselines)
-
-
-def _random_return(settings, seed):
-    """Mean return of uniformly random actions."""
-    with contextlib.closing(settings.make_env(seed + RANDOM_SEED_OFFSET)) as env:
-        statistics, _, _ = evaluate(
-            lambda observation, key: env.action_space.sample(),
-            env,
-            settings.test_rollouts,
-            random.key(seed),
-        )
-    return statistics['episode.return']

@@ -1,12 +1,13 @@
 """What the training loops share: checks of environments, records, and the end of a run."""
 
+import contextlib
 import sys
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
 from purerl.core import random
-from purerl.envs.make import check_continuous, make
+from purerl.envs.make import check_continuous
 from purerl.envs.snapshot import check_resumable, env_state, set_env_state
 from purerl.train.config import RunError
 from purerl.train.evaluation import check_renders, evaluate, write_video
@@ -92,22 +93,18 @@ def restore_snapshots(envs: Mapping, states: Mapping | None) -> None:
             set_env_state(env, states[name])
 
 
-def random_return(env_name: str, num_episodes: int, seed: int, **env_options) -> float:
+def random_return(make_env: Callable, num_episodes: int, seed: int) -> float:
     """Return the mean return of uniformly random actions.
 
     Args:
-        env_name: the environment.
+        make_env: `make_env(seed=seed) -> gymnasium.Env`.
         num_episodes: how many episodes.
         seed: the run's seed, from which the environment's and the actions' are derived.
-        **env_options: passed to `purerl.envs.make.make`.
     """
-    env = make(env_name, seed=seed + RANDOM_SEED_OFFSET, **env_options)
-    try:
+    with contextlib.closing(make_env(seed=seed + RANDOM_SEED_OFFSET)) as env:
         statistics, _, _ = evaluate(
             lambda observation, key: env.action_space.sample(), env, num_episodes, random.key(seed)
         )
-    finally:
-        env.close()
     return statistics['episode.return']
 
 

@@ -115,7 +115,7 @@ class Settings(RunSettings):
     obs_norm_type: str = setting(
         'normal', 'How observations are normalised.', choices=('none', 'normal', 'bounded')
     )
-    p_aug: float | None = setting(None, 'Probability of augmenting images.', minimum=0)
+    p_aug: float | None = setting(None, 'Probability of augmenting images.', minimum=0, maximum=1)
     num_aug: int = setting(1, 'Number of image augmentations.', minimum=1)
     inplace_aug: bool = setting(True, 'Replace images by the augmented ones.')
     frame_stack: int | None = setting(None, 'Number of frames to stack.', minimum=1)
@@ -534,9 +534,6 @@ def _finish(run, settings, step, worlds, agent, data):
     for world, evaluate_seed in zip(worlds, _evaluations(worlds, agent, data, step), strict=True):
         if world.evaluated[0] != step:
             evaluate_seed()
-    env_options = {'frame_stack': settings.frame_stack}
-    baselines = [
-        random_return(settings.env_name, settings.eval_episodes, seed, **env_options)
-        for seed in settings.seeds
-    ]
+    make_env = functools.partial(make_eval_env, settings)
+    baselines = [random_return(make_env, settings.eval_episodes, seed) for seed in settings.seeds]
     return conclude(run, step, [world.evaluated[1] for world in worlds], baselines)

@@ -27,6 +27,7 @@ import torch
 
 from purerl.core import trees
 from purerl.data.memory_efficient import MemoryEfficientReplayBuffer
+from purerl.envs.make import make
 from purerl.envs.pixels import options_of
 from purerl.train import offline_checks, transitions
 from purerl.train.config import Agent, RunError, setting
@@ -340,8 +341,7 @@ def _finish(run, settings, step, worlds, agent):
     ):
         if world.evaluated[0] != step:
             evaluate_seed()
-    repeat = {'action_repeat': settings.env_options.get('action_repeat', 1)}
-    baselines = [
-        random_return(settings.env_name, num_episodes, seed, **repeat) for seed in settings.seeds
-    ]
+    repeat = settings.env_options.get('action_repeat', 1)
+    make_env = functools.partial(make, settings.env_name, action_repeat=repeat)
+    baselines = [random_return(make_env, num_episodes, seed) for seed in settings.seeds]
     return conclude(run, step, [world.evaluated[1] for world in worlds], baselines)

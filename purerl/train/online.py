@@ -103,6 +103,11 @@ class Settings(ReplaySettings):
         """Steps of the environment per action."""
         return self.env_options.get('action_repeat', 1)
 
+    @property
+    def actions(self) -> int:
+        """Actions in all."""
+        return self.max_steps // self.repeat
+
 
 class World:
     """Everything of one seed besides its agent: environments, replay buffer, random streams."""
@@ -184,7 +189,7 @@ def _filmed(settings):
 
 def _make_buffer(env, settings):
     spaces = env.observation_space, env.action_space
-    capacity = settings.buffer_size or settings.max_steps // settings.repeat
+    capacity = settings.buffer_size or settings.actions
     cameras = image_keys(env.observation_space)
     if cameras and settings.memory_efficient_replay_buffer:
         return MemoryEfficientReplayBuffer.from_spaces(*spaces, capacity, pixel_keys=cameras)
@@ -215,6 +220,11 @@ def train(agent: Agent, settings: Settings) -> dict:
         SystemExit: after SIGINT or SIGTERM, when a checkpoint has been written.
     """
     check_settings(settings)
+    if not settings.actions:
+        raise RunError(
+            f'max_steps={settings.max_steps} has no room for an action, which is repeated '
+            f'{settings.repeat} times'
+        )
     _check_agent(agent)
     run = Run('online', agent, settings, settings.env_name)
     worlds = make_worlds(settings)
@@ -226,8 +236,7 @@ def train(agent: Agent, settings: Settings) -> dict:
             'actions': _zeros(env.action_space),
         }
         agents = create_agents(agent, settings.seeds, example, settings.device)
-        actions = settings.max_steps // settings.repeat
-        updates = (actions - settings.start_training) * settings.utd_ratio
+        updates = (settings.actions - settings.start_training) * settings.utd_ratio
         run.begin(updates, settings.max_steps, example)
         with run:
             return _loop(run, settings, worlds, agents)
@@ -300,7 +309,7 @@ def _loop(run, settings, worlds, agents):
             world.set_state(world_state)
 
     repeat, step = settings.repeat, run.start
-    last = settings.max_steps // repeat
+    last = settings.actions
     for i in range(run.start // repeat + 1, last + 1):
         step = i * repeat
         if i < settings.start_training:
@@ -342,10 +351,6 @@ def _finish(run, settings, step, worlds, agent):
     for world, evaluate_seed in zip(worlds, _evaluations(worlds, agent, step), strict=True):
         if world.evaluated[0] != step:
             evaluate_seed()
-    baselines = [
-        random_return(
-            settings.env_name, settings.eval_episodes, seed, action_repeat=settings.repeat
-        )
-        for seed in settings.seeds
-    ]
+    make_env = functools.partial(make, settings.env_name, action_repeat=settings.repeat)
+    baselines = [random_return(make_env, settings.eval_episodes, seed) for seed in settings.seeds]
     return conclude(run, step, [world.evaluated[1] for world in worlds], baselines)

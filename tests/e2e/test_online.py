@@ -51,7 +51,7 @@ def agent_of(seed):
     return SACLearner.create(seed, torch.zeros(1, 3), torch.zeros(1, 1), config)
 
 
-def test_what_a_run_leaves(finished, capsys):
+def test_what_a_run_leaves(finished):
     assert (finished / 'curves.png').read_bytes().startswith(b'\x89PNG')
     assert list(finished.glob('tensorboard/events*'))
     assert list(read_csv(finished / 'train.csv')['step']) == [10, 15, 20, 25, 30]
@@ -153,9 +153,10 @@ def test_evaluating_a_run(finished, capsys):
     [
         ({'env_name': 'CartPole-v1'}, 'CartPole-v1 has the action space Discrete'),
         ({'env_name': 'Pendulum-v11'}, "unknown environment 'Pendulum-v11'.*Pendulum-v1"),
-        ({'agent': 'purerl/agents/infom/rebrac.py'}, r'no field .agent.hidden_dims|hidden_dims'),
+        ({'agent': 'purerl/agents/infom/rebrac.py'}, r"rebrac\.py has no field 'hidden_dims'"),
         ({'agent.num_min_qs': 7}, 'num_min_qs=7'),
         ({'batch_size': 0}, 'batch_size must be at least 1'),
+        ({'max_steps': 3, 'action_repeat': 4}, 'max_steps=3 has no room for an action'),
     ],
 )
 def test_mistakes_stop_before_anything_is_written(tmp_path, changes, message):

@@ -8,7 +8,7 @@ import pytest
 
 from experiments import pretrain_finetune as launcher
 from purerl.envs.make import make
-from purerl.train import loop, offline
+from purerl.train import offline
 from purerl.train.collect import collect
 from purerl.train.config import ROOT, RunError, load_agent
 from purerl.train.plotting import read_csv
@@ -39,8 +39,7 @@ def dataset(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def short_episodes(monkeypatch):
-    for module in (loop, offline):
-        monkeypatch.setattr(module, 'make', functools.partial(make, max_episode_steps=10))
+    monkeypatch.setattr(offline, 'make', functools.partial(make, max_episode_steps=10))
 
 
 def run(folder, name, dataset, *more):
