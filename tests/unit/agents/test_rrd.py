@@ -104,7 +104,7 @@ def run(name, agent, count=3):
 
 def assert_close(a, b):
     for x, y in zip(trees.leaves(a), trees.leaves(b), strict=True):
-        torch.testing.assert_close(x, y, rtol=2e-4, atol=2e-6)
+        torch.testing.assert_close(x, y, rtol=1e-5, atol=1e-6)
 
 
 def identical(a, b):
