@@ -369,6 +369,15 @@ def test_images_want_an_encoder_of_images(tmp_path, dataset, encoder):
     assert not (tmp_path / 'runs').exists()
 
 
+@pytest.mark.usefixtures('images')
+def test_an_agent_that_compares_two_copies_of_images_asks_for_them(tmp_path, dataset):
+    changes = {**SMALL, 'encoder': 'impala_debug'}
+    agent = load_agent('purerl/agents/infom/dino_rebrac.py', changes)
+    with pytest.raises(RunError, match='set --p_aug=1 --num_aug=2 --noinplace_aug'):
+        offline.train(agent, settings_for(tmp_path, dataset, p_aug=1.0))
+    assert not (tmp_path / 'runs').exists()
+
+
 def test_entries_that_an_agent_reads_and_does_not_declare(tmp_path, dataset):
     undeclared = ("frozenset({'next_actions'})", 'frozenset()')
     agent = copy_of_rebrac(tmp_path, undeclared)

@@ -396,6 +396,15 @@ def test_mistakes_stop_before_anything_is_written(tmp_path, dataset, changes, er
     assert not list(tmp_path.iterdir())
 
 
+def test_an_agent_with_needs_is_refused(tmp_path, dataset):
+    agent = load_agent(*BC)
+    cls = type('Needy', (agent.agent_class,), {'needs': frozenset({'goals'})})
+    settings = loop.Settings(**FLAGS, save_dir=str(tmp_path), dataset=dataset)
+    with pytest.raises(RunError, match='needs goals, which this loop does not provide'):
+        loop.train(dataclasses.replace(agent, agent_class=cls), settings)
+    assert not list(tmp_path.iterdir())
+
+
 def test_actions_beyond_the_bounds(tmp_path, dataset):
     path = tmp_path / 'wide.hdf5'
     arrays = d4rl.read(dataset)

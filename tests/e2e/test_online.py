@@ -1,5 +1,6 @@
 """The online launcher, from the command line's flags to the files that it leaves."""
 
+import dataclasses
 import json
 import shutil
 
@@ -13,7 +14,8 @@ from purerl.agents.jaxrl5.sac import SACLearner, get_config
 from purerl.core import jit, trees
 from purerl.core.checkpoint import load_checkpoint
 from purerl.envs.make import make
-from purerl.train.config import RunError
+from purerl.train import online
+from purerl.train.config import RunError, load_agent
 from purerl.train.plotting import read_csv
 
 FLAGS = {
@@ -195,3 +197,12 @@ def test_another_device_on_resuming_is_warned_of(finished, tmp_path, capsys):
     (tmp_path / 'run/versions.json').write_text(json.dumps(versions))
     run(tmp_path, resume=True)
     assert 'device was NVIDIA H200 when this run started and is cpu now' in capsys.readouterr().err
+
+
+def test_an_agent_with_needs_is_refused(tmp_path):
+    agent = load_agent('purerl/agents/jaxrl5/sac.py')
+    cls = type('Needy', (agent.agent_class,), {'needs': frozenset({'goals'})})
+    settings = online.Settings(env_name='Pendulum-v1', save_dir=str(tmp_path))
+    with pytest.raises(RunError, match='needs goals, which only datasets have'):
+        online.train(dataclasses.replace(agent, agent_class=cls), settings)
+    assert not list(tmp_path.iterdir())

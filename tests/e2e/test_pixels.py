@@ -18,7 +18,8 @@ from experiments import offline_to_online as offline_launcher
 from experiments import online as launcher
 from purerl.core import jit
 from purerl.data.memory_efficient import MemoryEfficientReplayBuffer
-from purerl.train import collect_images, online
+from purerl.train import collect_images, offline, online
+from purerl.train.collect import collect
 from purerl.train.config import RunError, load_agent, parse
 from purerl.train.load_run import load_run
 from purerl.train.plotting import read_csv
@@ -183,6 +184,28 @@ def test_evaluating_a_run(finished):
     result = evaluate_launcher.main(arguments)
     assert result['statistics'][0]['episode.length'] == 7
     assert evaluate_launcher.main(arguments) == result
+
+
+def test_a_runs_evaluation_is_filmed(finished):
+    arguments = ['evaluate', f'--run={finished}', '--episodes=2', '--seed=1']
+    unfilmed = evaluate_launcher.main(arguments)
+    assert evaluate_launcher.main([*arguments, '--video', '--video_episodes=2']) == unfilmed
+    assert (finished / 'videos/evaluation_0000000060.mp4').stat().st_size > 0
+
+
+def test_evaluations_offline_are_filmed(tmp_path):
+    collect(ENV, tmp_path / 'lamp.hdf5', policy='random', num_transitions=40)
+    small = {'actor_hidden_dims': (4,), 'value_hidden_dims': (4,), 'batch_size': 4}
+    values = {
+        'env_name': ENV, 'pretraining_dataset': str(tmp_path / 'lamp.hdf5'),
+        'save_dir': str(tmp_path), 'run_name': 'run', 'jit': 'off', 'tqdm': False,
+        'tensorboard': False, 'pretraining_steps': 1, 'finetuning_steps': 1, 'eval_episodes': 2,
+        'video_episodes': 3,
+    }  # fmt: skip
+    offline.train(load_agent('purerl/agents/infom/rebrac.py', small), offline.Settings(**values))
+    assert (tmp_path / 'run/videos/eval_0000000002.mp4').stat().st_size > 0
+    table = read_csv(tmp_path / 'run/finetuning_eval.csv')
+    assert list(table['evaluation/episode.length']) == [14]
 
 
 def test_collecting(dataset, finished, tmp_path):
