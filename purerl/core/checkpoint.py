@@ -40,6 +40,7 @@ _CHECKSUM = 'purerl_sha256'
 _TREE = 'tree'
 _HOST = 'host_state'
 _OURS = re.compile(r'checkpoint_(\d+)(\.[0-9a-f]{16}\.safetensors|\.json)')
+_MAX_FIELDS = 5  # that a message names
 _DTYPES = (
     {torch.bool, torch.uint8, torch.uint16, torch.uint32, torch.uint64}
     | {torch.int8, torch.int16, torch.int32, torch.int64}
@@ -146,6 +147,7 @@ def save_checkpoint(
         'tensors': f'{path.stem}.{checksum[:16]}.safetensors',
         'tensors_sha256': checksum,
         'host_state': encoded,
+        'config': _config_of(tree),
     }
 
     try:
@@ -183,7 +185,8 @@ def load_checkpoint(folder: str | os.PathLike, step: int | None = None, *, like)
         (tree, host_state, step).
 
     Raises:
-        CheckpointError: if there is no such checkpoint, it is damaged, or it does not fit `like`.
+        CheckpointError: if there is no such checkpoint, it is damaged, or it does not fit `like`;
+            the message names what differs, fields of the agents' configs included.
     """
     folder = Path(folder)
     steps = available_steps(folder)
@@ -207,7 +210,27 @@ def load_checkpoint(folder: str | os.PathLike, step: int | None = None, *, like)
             arrays[name] = tensor
         else:
             tree_tensors[name.removeprefix(_TREE).removeprefix('/')] = tensor
-    return _fit(tree_tensors, like, tensors_path), _decode(body['host_state'], arrays), step
+    try:
+        tree = _fit(tree_tensors, like, tensors_path)
+    except CheckpointError as error:
+        reasons = _config_difference(body.get('config', {}), _config_of(like))
+        raise CheckpointError(f'{error}{reasons}') from None
+    return tree, _decode(body['host_state'], arrays), step
+
+
+def _config_of(tree) -> dict[str, str]:
+    """Fields of an agent's config as text; empty for other trees."""
+    config = getattr(tree, 'config', None)
+    return {key: repr(config[key]) for key in config} if isinstance(config, Mapping) else {}
+
+
+def _config_difference(saved: Mapping[str, str], ours: Mapping[str, str]) -> str:
+    names = [name for name in sorted({*saved, *ours}) if saved.get(name) != ours.get(name)]
+    if not (saved and names):
+        return ''
+    fields = [f'{name}={saved.get(name)}, not {ours.get(name)}' for name in names[:_MAX_FIELDS]]
+    more = f' and {len(names) - _MAX_FIELDS} more' if len(names) > _MAX_FIELDS else ''
+    return f'. It was saved with {"; ".join(fields)}{more}'
 
 
 def available_steps(folder: str | os.PathLike) -> list[int]:

@@ -407,6 +407,23 @@ def test_a_damaged_checkpoint_keeps_its_files_when_the_next_is_saved(tmp_path):
     assert len(files_in(tmp_path)) == 4
 
 
+@trees.dataclass
+class Configured:
+    x: Any
+    config: Any = trees.static()
+
+
+def test_fields_of_another_config_are_named(tmp_path):
+    def agent(**config):
+        return Configured(torch.zeros(config['T']), trees.FrozenDict(lr=1e-3, **config))
+
+    checkpoint.save_checkpoint(tmp_path, 1, agent(T=5, name='a'), None)
+    with pytest.raises(CheckpointError, match=r'another architecture.*saved with T=5, not 10$'):
+        checkpoint.load_checkpoint(tmp_path, like=agent(T=10, name='a'))
+    tree, _, _ = checkpoint.load_checkpoint(tmp_path, like=agent(T=5, name='b'))
+    assert tree.config['name'] == 'b'
+
+
 def test_another_format_version_is_refused(tmp_path):
     path = checkpoint.save_checkpoint(tmp_path, 1, {}, None)
     body = json.loads(path.read_text())
