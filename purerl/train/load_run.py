@@ -15,7 +15,7 @@ from purerl.envs.pixels import options_of
 from purerl.train.config import RunError, load_agent
 from purerl.train.evaluation import disturbed, exploring_policy_of, policy_of, to_numpy
 from purerl.train.phases import by_frames
-from purerl.train.run import create_agents, examples_of, read_json, use_device
+from purerl.train.run import create_agents, examples_of, read_flags, read_json, use_device
 from purerl.train.seeds import stack, unstack
 
 
@@ -61,7 +61,7 @@ class TrainedRun:
         env_name = env_name or self.flags['env_name']
         try:
             env = self._make(env_name, seed, options)
-        except (ValueError, ImportError) as error:
+        except (ValueError, TypeError, ImportError) as error:
             raise RunError(str(error)) from error
         spaces = {'observations': env.observation_space, 'actions': env.action_space}
         for key, space in spaces.items():
@@ -93,10 +93,18 @@ class TrainedRun:
 
         Returns:
             `policy(observation, key) -> action`, from raw observations of the run's environment.
+
+        Raises:
+            RunError: if the agent has not been trained so far that it could act.
         """
         inputs, statistics = {}, None
         if isinstance(self.state, dict):  # of the offline loop
             latent, statistics = self.state['worlds'][i]['latent'], self.state['normalization']
+            if latent is None and hasattr(self.agents[i], 'infer_latent'):
+                raise RunError(
+                    f'{self.folder} is at step {self.step}, before finetuning, where the agent '
+                    'infers the latent that it acts by; go on with --finetuning_steps and --resume'
+                )
             inputs = {} if latent is None else {'latents': latent}
         make_policy = exploring_policy_of if explore else policy_of
         act = make_policy(self.agents[i], **inputs)
@@ -129,7 +137,7 @@ def load_run(path: str | Path, step: int | None = None, device: str = 'cpu') -> 
     """
     use_device(device)
     folder = Path(path).expanduser()
-    flags = read_json(folder / 'flags.json')
+    flags = read_flags(folder)
     agent = load_agent(flags['agent'], _tuples(read_json(folder / 'config.json')))
     seeds = range(flags['seed'], flags['seed'] + flags['num_seeds'])
     examples = examples_of(folder)

@@ -22,6 +22,17 @@ from purerl.core.checkpoint import CheckpointError, replacing
 from purerl.train.config import RunError
 
 TIMING = 'timing.csv'
+# Names of the other tables, of all loops.
+TABLES = (
+    'train',
+    'eval',
+    'episodes',
+    'pretraining_train',
+    'finetuning_train',
+    'finetuning_eval',
+    'online_train',
+    'online_eval',
+)
 
 
 def scalars(metrics: Mapping, prefix: str = '') -> dict:
@@ -61,26 +72,36 @@ class Table:
                     [_cell(row.get(name)) for name in self.columns]
                 )
         except OSError as error:
-            raise RunError(f'{self.path} could not be written ({error}); free disk space') from None
+            raise _unwritable(self.path, error) from error
         self.rows += 1
 
     def state(self) -> dict:
-        """Put the rows on the disk; return what `restore` needs to cut off all later ones."""
-        with self.path.open('rb+') as file:
-            os.fsync(file.fileno())
+        """Put the rows on the disk; return what `restore` needs to cut off all later ones.
+
+        Raises:
+            RunError: if the file is gone or cannot be written.
+        """
+        try:
+            with self.path.open('rb+') as file:
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise _unwritable(self.path, error) from error
         return {'columns': list(self.columns), 'rows': self.rows}
 
     def restore(self, state: Mapping) -> None:
         """Cut the file back to the rows and columns that it had at a `state`.
 
         Raises:
-            RunError: if the file lacks some of them.
+            RunError: if the file lacks some of them, or cannot be written.
         """
         self.columns, self.rows = list(state['columns']), state['rows']
-        self._rewrite(self.columns, self.rows)
+        try:
+            self._rewrite(self.columns, self.rows)
+        except OSError as error:
+            raise _unwritable(self.path, error) from error
 
     def _rewrite(self, columns, count):
-        if not self.path.exists() and not count:
+        if not self.path.exists():
             rows = []
         else:
             with self.path.open(newline='') as file:
@@ -100,6 +121,13 @@ class Table:
         except CheckpointError as error:
             raise OSError(str(error)) from error
         self.columns = list(columns)
+
+
+def _unwritable(path, error):
+    return RunError(
+        f'{path} could not be written ({error}); is the disk full, or the folder gone? '
+        'Mend that, and --resume'
+    )
 
 
 def _cell(value) -> str:
@@ -147,10 +175,10 @@ class SeedLogger:
         return {name: table.state() for name, table in self._tables.items()}
 
     def restore(self, state: Mapping) -> None:
-        """Cut all tables back to a `state`; those that it does not know are removed."""
-        for path in self.folder.glob('*.csv'):
-            if path.name != TIMING and path.stem not in state:
-                path.unlink()
+        """Cut all tables back to a `state`; those of `TABLES` that it lacks are removed."""
+        for name in TABLES:
+            if name not in state:
+                (self.folder / f'{name}.csv').unlink(missing_ok=True)
         for name, table_state in state.items():
             self._tables[name] = Table(self.folder / f'{name}.csv')
             self._tables[name].restore(table_state)
@@ -194,6 +222,16 @@ def _is_complete(row) -> bool:
     return None not in row.values() and '' not in row.values()
 
 
+def check_wandb() -> None:
+    """Refuse to log to Weights & Biases without its package.
+
+    Raises:
+        RunError: if it is not installed.
+    """
+    if importlib.util.find_spec('wandb') is None:
+        raise RunError("--wandb needs wandb: pip install 'purerl[logging]'")
+
+
 class Wandb:
     """One Weights & Biases run; a resumed run goes on in it."""
 
@@ -201,23 +239,27 @@ class Wandb:
         """Start it.
 
         Raises:
-            RunError: if wandb is not installed.
+            RunError: if wandb refuses, for want of a login or a network.
         """
-        if importlib.util.find_spec('wandb') is None:
-            raise RunError("--wandb needs wandb: pip install 'purerl[logging]'")
         import wandb
 
         id_file = folder / 'wandb_id.txt'
         if not id_file.exists():
             id_file.write_text(secrets.token_hex(4))
-        self._run = wandb.init(
-            dir=str(folder),
-            name=folder.name,
-            id=id_file.read_text(),
-            resume='allow',
-            config=dict(config),
-            **options,
-        )
+        try:
+            self._run = wandb.init(
+                dir=str(folder),
+                name=folder.name,
+                id=id_file.read_text(),
+                resume='allow',
+                config=dict(config),
+                **options,
+            )
+        except Exception as error:  # wandb has errors of its own
+            raise RunError(
+                f'--wandb: {error}; log in (wandb login), or choose --wandb_mode=offline, and '
+                '--resume'
+            ) from error
 
     def log(self, step: int, metrics: Mapping) -> None:
         self._run.log(dict(metrics), step=step)

@@ -54,7 +54,7 @@ from purerl.train.loop import (
 )
 from purerl.train.phases import by_frames, load_phases, normalization
 from purerl.train.rollouts import ModelRollouts, imagine, model_step
-from purerl.train.run import Run, RunSettings, create_agents, read_json
+from purerl.train.run import Run, RunSettings, create_agents, read_flags
 from purerl.train.seeds import over_seeds, stack, unstack
 
 PROVIDED = frozenset({'next_actions', 'goals', 'augmentations', 'model_rollouts'})
@@ -347,8 +347,14 @@ def restore_agent(agent, path: str, epoch: int | None, seed: int = 0):
         return restore_flax(agent, load_flax(pickled))
     checkpoints = folder / 'checkpoints'
     if not checkpoints.is_dir():
+        pickles = [path.name for path in folder.glob('params_*.pkl')]
+        if pickles or folder.is_file():
+            raise RunError(
+                f'restore_path={path} has to be a folder, with --restore_epoch for the number of '
+                f'its params_<epoch>.pkl (there are: {", ".join(sorted(pickles)) or "none"})'
+            )
         return load_checkpoint(folder, epoch, like=agent)[0]
-    flags = read_json(folder / 'flags.json')
+    flags = read_flags(folder)
     num = flags['num_seeds']
     members = unstack(load_checkpoint(checkpoints, epoch, like=stack([agent] * num))[0], num)
     if num == 1:

@@ -221,7 +221,10 @@ def _main_curves(folders):
     for csv_name in sorted({file.name for file in folders[0].glob('*.csv')}):
         if not all((folder / csv_name).is_file() for folder in folders):
             continue
-        tables = [read_csv(folder / csv_name) for folder in folders]
+        try:
+            tables = [read_csv(folder / csv_name) for folder in folders]
+        except ValueError:  # no row yet, or no table of the run
+            continue
         for column in tables[0]:
             if not _has_common_steps(tables, column):
                 continue

@@ -9,6 +9,7 @@
 
 import contextlib
 import dataclasses
+import fcntl
 import hashlib
 import importlib.metadata
 import importlib.util
@@ -19,6 +20,7 @@ import shutil
 import signal
 import sys
 import threading
+import weakref
 from pathlib import Path
 
 import torch
@@ -26,6 +28,7 @@ import torch
 from purerl.core import jit, native, trees
 from purerl.core.checkpoint import (
     CheckpointError,
+    available_steps,
     latest_step,
     load_checkpoint,
     replacing,
@@ -41,18 +44,19 @@ from purerl.train.config import (
     seed_setting,
     setting,
 )
-from purerl.train.logging import RunLogger, Wandb
+from purerl.train.logging import TABLES, TIMING, RunLogger, Wandb, check_wandb
 
 _FILES = (
-    'flags.json',
     'config.json',
     'agent.json',
     'versions.json',
     'summary.json',
     'curves.png',
     'wandb_id.txt',
+    TIMING,
+    *(f'{name}.csv' for name in TABLES),
 )
-_PATTERNS = ('*.csv', 'evaluation*.json', 'seed_*', 'checkpoints', 'tensorboard', 'videos', 'wandb')
+_PATTERNS = ('evaluation*.json', 'seed_[0-9]*', 'checkpoints', 'tensorboard', 'videos', 'wandb')
 _PACKAGES = ('torch', 'numpy', 'gymnasium', 'mujoco', 'ogbench', 'minari', 'ml-collections')
 
 
@@ -166,6 +170,8 @@ class Run:
         self._stack = contextlib.ExitStack()
         self._stop_signal: int | None = None
         self._check_folder()
+        if settings.wandb:
+            check_wandb()
 
     def _automatic_name(self, environment):
         settings = {
@@ -198,15 +204,15 @@ class Run:
                     '--run_name'
                 )
         elif any(self.folder.iterdir()):
-            if not self.settings.overwrite:
-                raise RunError(
-                    f'{self.folder} holds an earlier run: go on with it (--resume), delete it '
-                    '(--overwrite) or choose another --run_name'
-                )
             if not has_run:
                 raise RunError(
                     f'{self.folder} holds files, but no run that could be overwritten: choose '
                     'another --run_name'
+                )
+            if not self.settings.overwrite:
+                raise RunError(
+                    f'{self.folder} holds an earlier run: go on with it (--resume), delete it '
+                    '(--overwrite) or choose another --run_name'
                 )
 
     @property
@@ -215,7 +221,7 @@ class Run:
         return self.settings.resume and (self.folder / 'flags.json').exists()
 
     def _check_same(self):
-        stored = read_json(self.folder / 'flags.json')
+        stored = read_flags(self.folder)
         if stored['loop'] != self.loop:
             raise RunError(f'{self.folder} is a run of experiments.{stored["loop"]}')
         for field in dataclasses.fields(self.settings):
@@ -247,26 +253,48 @@ class Run:
             example_batch: `observations` and `actions` of which agents are created.
 
         Raises:
-            RunError: if the folder cannot be written, or the checkpoint lies beyond the last step.
+            RunError: if the folder cannot be written, another process writes into it, or the
+                checkpoint lies beyond the last step.
         """
         if self.start > total:
             raise RunError(f'{self.folder} is at step {self.start} already, beyond {total}')
-        resuming = self.resuming
+        mode = self._choose_mode(planned_updates)
         try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._lock()
             if self.settings.overwrite:
                 _delete_run(self.folder)
-            for folder in (self.folder, *self.seed_folders):
-                folder.mkdir(parents=True, exist_ok=True)
+            for folder in self.seed_folders:
+                folder.mkdir(exist_ok=True)
         except OSError as error:
             raise RunError(f'{self.folder} cannot be written ({error})') from error
-        if resuming:
+        if self.resuming:
             versions = self._check_versions()
             mode = versions['jit']
             torch.set_num_threads(versions['threads'])
         else:
-            mode = self._choose_mode(planned_updates)
             self._write_description(mode, example_batch)
         self._mode, self._total = mode, total
+
+    def _lock(self):
+        """Keep other processes out of the folder until the run ends, however it ends."""
+        descriptor = os.open(self.folder, os.O_RDONLY)
+        self._stack.callback(weakref.finalize(self, os.close, descriptor))
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise RunError(
+                f'{self.folder}: another process is writing this run; wait for its end, stop it, '
+                'or choose another --run_name'
+            ) from None
+        except OSError:
+            pass  # a file system without locks
+        start = self.start
+        self._check_folder()
+        if self.start != start:
+            raise RunError(
+                f'{self.folder}: another process has gone on with this run meanwhile; resume again'
+            )
 
     @property
     def seed_folders(self) -> list[Path]:
@@ -278,7 +306,10 @@ class Run:
         if self.settings.jit != 'auto':
             return self.settings.jit
         if 'PURERL_JIT' in os.environ:
-            return jit.get_mode()
+            try:
+                return jit.get_mode()
+            except ValueError as error:
+                raise RunError(f'PURERL_JIT: {error}') from error
         return jit.mode_for(planned_updates, is_wide(self.agent.config))
 
     def _write_description(self, mode, example_batch):
@@ -342,10 +373,10 @@ class Run:
             for number in (signal.SIGINT, signal.SIGTERM):
                 before = signal.signal(number, self._request_stop)
                 self._stack.callback(signal.signal, number, before)
+        self._stack.callback(self.logger.close)
         return self
 
     def __exit__(self, *exception):
-        self.logger.close()
         self._stack.close()
 
     def _request_stop(self, number, frame):
@@ -365,12 +396,20 @@ class Run:
         start over.
 
         Raises:
-            CheckpointError: if the checkpoint is damaged or of another architecture.
+            RunError: if the checkpoint is damaged or of another architecture.
         """
         if not self.start:
             self.logger.restore([{} for _ in self.seed_folders])
             return like, None
-        tree, host_state, _ = load_checkpoint(self.folder / 'checkpoints', self.start, like=like)
+        checkpoints = self.folder / 'checkpoints'
+        try:
+            tree, host_state, _ = load_checkpoint(checkpoints, self.start, like=like)
+        except CheckpointError as error:
+            choices = ['start over with --overwrite']
+            older = [step for step in available_steps(checkpoints) if step < self.start]
+            if older:
+                choices.append(f'delete its files to go on from step {older[-1]}')
+            raise RunError(f'{error}; {", or ".join(choices)}') from error
         self.logger.restore(host_state['records'])
         return tree, host_state['state']
 
@@ -418,8 +457,11 @@ class Run:
 
         try:
             return plot_run(self.folder)
-        except FileNotFoundError:
-            return None  # nothing has been recorded yet
+        except FileNotFoundError:  # nothing has been recorded yet
+            return None
+        except (OSError, ValueError) as error:
+            print(f'no curves.png: {error}', file=sys.stderr)
+            return None
 
 
 # --- Files -----------------------------------------------------------------------------------
@@ -445,6 +487,18 @@ def read_json(path: Path) -> dict:
         return json.loads(Path(path).read_text())
     except (OSError, ValueError) as error:
         raise RunError(f'{path} cannot be read: {error}') from error
+
+
+def read_flags(folder: Path) -> dict:
+    """Read `flags.json` of a run's folder.
+
+    Raises:
+        RunError: if it is missing, damaged, or not of a run of this library.
+    """
+    flags = read_json(folder / 'flags.json')
+    if not isinstance(flags, dict) or 'loop' not in flags:
+        raise RunError(f'{folder} is no run of this library: its flags.json names no loop')
+    return flags
 
 
 def _jsonable(config) -> dict:
@@ -490,8 +544,9 @@ def _delete_run(folder: Path) -> None:
     """Delete what a run writes, and nothing else that may lie in its folder."""
     if not folder.exists():
         return
-    paths = [folder / name for name in _FILES]
-    paths += [path for pattern in _PATTERNS for path in folder.glob(pattern)]
+    paths = [path for pattern in _PATTERNS for path in folder.glob(pattern)]
+    # Last what makes the folder a run's: killed before, it can be overwritten again.
+    paths += [folder / name for name in (*_FILES, 'flags.json')]
     for path in paths:
         if path.is_dir():
             shutil.rmtree(path)

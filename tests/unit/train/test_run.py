@@ -5,14 +5,17 @@ import json
 import signal
 import sys
 import types
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
 from purerl.core import jit, trees
+from purerl.core.checkpoint import latest_step
 from purerl.train import seeds
 from purerl.train.config import RunError, load_agent
+from purerl.train.load_run import load_run
 from purerl.train.logging import Clock, SeedLogger, Table, scalars
 from purerl.train.run import Run, RunSettings, read_json
 
@@ -76,11 +79,51 @@ def test_starting_over_is_refused(tmp_path, changes):
 
 def test_overwriting_deletes_what_runs_write_and_nothing_else(tmp_path):
     finished(tmp_path)
-    (tmp_path / 'run/notes.txt').write_text('mine')
+    for name in ('notes.txt', 'notes.csv'):
+        (tmp_path / 'run' / name).write_text('mine')
     begun(tmp_path, overwrite=True)
     assert not (tmp_path / 'run/checkpoints').exists()
     assert not (tmp_path / 'run/train.csv').exists()
-    assert (tmp_path / 'run/notes.txt').read_text() == 'mine'
+    with begun(tmp_path, resume=True) as run:
+        run.restore({})
+    for name in ('notes.txt', 'notes.csv'):
+        assert (tmp_path / 'run' / name).read_text() == 'mine'
+
+
+def test_a_run_whose_overwriting_was_killed_can_be_overwritten(tmp_path, monkeypatch):
+    finished(tmp_path)
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(Path, 'unlink', lambda *args, **kwargs: signal.raise_signal(signal.SIGINT))
+        begun(tmp_path, overwrite=True)
+    begun(tmp_path, overwrite=True)
+    assert latest_step(tmp_path / 'run/checkpoints') is None
+
+
+@pytest.mark.parametrize('changes', [{'overwrite': True}, {'resume': True}])
+def test_one_process_at_a_time_writes_into_a_folder(tmp_path, changes):
+    finished(tmp_path)
+    with begun(tmp_path, resume=True):
+        with pytest.raises(RunError, match='another process is writing this run'):
+            begun(tmp_path, **changes)
+        assert latest_step(tmp_path / 'run/checkpoints') == 4
+    begun(tmp_path, **changes)
+
+
+def test_a_run_that_another_process_went_on_with_is_not_started_over(tmp_path):
+    run = Run('online', AGENT, settings(tmp_path, resume=True), 'Env-v0')
+    finished(tmp_path)
+    with pytest.raises(RunError, match='gone on with this run meanwhile'):
+        run.begin(10, 10, EXAMPLE)
+
+
+@pytest.mark.parametrize('content', ['{}', '[]', '{'])
+def test_a_run_of_something_else(tmp_path, content):
+    (tmp_path / 'run').mkdir()
+    (tmp_path / 'run/flags.json').write_text(content)
+    with pytest.raises(RunError, match=r'flags.json'):
+        begun(tmp_path, resume=True)
+    with pytest.raises(RunError, match=r'flags.json'):
+        load_run(tmp_path / 'run')
 
 
 def test_a_folder_without_a_run_is_not_overwritten(tmp_path):
@@ -113,6 +156,19 @@ def test_resuming_goes_on_from_the_checkpoint(tmp_path):
     assert torch.equal(tree['x'], torch.arange(2.0))
     assert state == {'note': 'kept'}
     assert (tmp_path / 'run/train.csv').read_text() == 'step,training/loss\n4,1.0\n'
+
+
+def test_a_damaged_checkpoint_says_what_can_be_done(tmp_path):
+    with begun(tmp_path, keep_checkpoints=0) as run:
+        for step in (2, 4):
+            run.save(step, {'x': torch.zeros(2)}, {})
+    (tensors,) = (tmp_path / 'run/checkpoints').glob('*04.*.safetensors')
+    tensors.write_bytes(tensors.read_bytes()[:-1])
+    with (
+        pytest.raises(RunError, match=r'damaged.*--overwrite, or delete its files.* from step 2$'),
+        begun(tmp_path, keep_checkpoints=0, resume=True) as run,
+    ):
+        run.restore({'x': torch.zeros(2)})
 
 
 @pytest.mark.parametrize(
@@ -158,6 +214,28 @@ def test_the_mode_follows_the_planned_updates(tmp_path, monkeypatch, planned, mo
     monkeypatch.setattr(jit, '_has_compiler', lambda: True)
     with begun(tmp_path, total=planned, jit='auto'):
         assert read_json(tmp_path / 'run/versions.json')['jit'] == mode
+
+
+def test_an_unknown_mode_is_refused_before_anything_is_written(tmp_path, monkeypatch):
+    monkeypatch.setenv('PURERL_JIT', 'fast')
+    with pytest.raises(RunError, match=r'PURERL_JIT: .*fast'):
+        begun(tmp_path, jit='auto')
+    assert not (tmp_path / 'run').exists()
+
+
+def test_a_file_of_the_users_does_not_keep_the_curves_from_being_drawn(
+    tmp_path, monkeypatch, capsys
+):
+    run = finished(tmp_path)
+    (tmp_path / 'run/notes.csv').write_text('mine\n')
+    assert run.plot() == tmp_path / 'run/curves.png'
+
+    def save(*args, **kwargs):
+        raise OSError(28, 'No space left on device')
+
+    monkeypatch.setattr('matplotlib.figure.Figure.savefig', save)
+    assert run.plot() is None
+    assert 'No space left' in capsys.readouterr().err
 
 
 def test_other_versions_are_told(tmp_path, capsys):
@@ -209,6 +287,11 @@ def test_a_table_that_lost_rows_is_refused(tmp_path):
     table.path.write_text('step,a\n')
     with pytest.raises(RunError, match='has lost rows'):
         table.restore(state)
+    table.path.unlink()
+    with pytest.raises(RunError, match='has lost rows'):
+        table.restore(state)
+    with pytest.raises(RunError, match='No such file'):
+        table.state()
 
 
 def test_tables_begun_after_a_checkpoint_are_removed(tmp_path):
@@ -287,6 +370,15 @@ def test_wandb_that_is_not_installed(tmp_path, monkeypatch):
         pytest.raises(RunError, match=r'pip install .purerl\[logging\]'),
         begun(tmp_path, wandb=True),
     ):
+        pass
+    assert not (tmp_path / 'run').exists()
+
+
+def test_a_refusal_of_wandb_is_one_error(tmp_path, monkeypatch):
+    stub = WandbStub()
+    monkeypatch.setitem(sys.modules, 'wandb', stub)
+    monkeypatch.delattr(WandbStub, 'init')
+    with pytest.raises(RunError, match=r'wandb login.*--resume'), begun(tmp_path, wandb=True):
         pass
 
 
