@@ -1,13 +1,14 @@
 """What the loaders share: arrays out of npz and HDF5 files, actions kept off their bounds."""
 
 import os
+import warnings
 import zipfile
 import zlib
 from collections.abc import Iterable
 
 import numpy as np
 
-from purerl.data.check import DatasetError
+from purerl.data.check import ACTION_BOUND, DatasetError
 
 
 def read_npz(path: str | os.PathLike, keys: Iterable[str]) -> dict:
@@ -67,13 +68,24 @@ def import_h5py():
     return h5py
 
 
-def clip_actions(arrays: dict, eps: float | None) -> dict:
+def clip_actions(arrays: dict, eps: float | None, where: str) -> dict:
     """Return a dataset with its actions, unless they are integers, clipped to [-1 + eps, 1 - eps].
+
+    A warning says so where more than rounding is lost.
 
     Args:
         arrays: with `actions`.
         eps: distance from the bounds; None leaves the actions as they are.
+        where: the dataset's name, for the warning.
     """
-    if eps is None or arrays['actions'].dtype.kind != 'f':
+    actions = arrays['actions']
+    if eps is None or actions.dtype.kind != 'f':
         return arrays
-    return {**arrays, 'actions': np.clip(arrays['actions'], -1 + eps, 1 - eps)}
+    largest = np.abs(actions).max(initial=0)
+    if largest > ACTION_BOUND:
+        warnings.warn(
+            f'{where}: actions reach {largest:.4g} and are clipped to 1, which environments take '
+            'here for their bound; divide them by the bound of the action space',
+            stacklevel=3,
+        )
+    return {**arrays, 'actions': np.clip(actions, -1 + eps, 1 - eps)}

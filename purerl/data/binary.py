@@ -94,7 +94,7 @@ def to_dataset(
         transitions = {key: np.concatenate([part[key] for part in parts]) for key in KEYS}
     except ValueError as error:
         raise DatasetError(f'{where}: the two files do not belong together ({error})') from error
-    arrays = d4rl.to_dataset(transitions, clip_to_eps, eps)
+    arrays = d4rl.to_dataset(transitions, clip_to_eps, eps, where)
     if remove_terminals:
         arrays['masks'] = np.ones_like(arrays['masks'])
     return arrays

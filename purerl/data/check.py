@@ -10,6 +10,7 @@ from purerl.core import trees
 _PER_STEP = ('rewards', 'masks', 'terminals', 'dones', 'timeouts')  # one number per transition
 _FLAGS = ('terminals', 'dones', 'timeouts')  # zero or one
 _AS_FLOAT = ('rewards', 'masks', 'terminals')  # float32 in every batch
+ACTION_BOUND = 1.0 + 1e-4  # rounding is let through
 
 
 class DatasetError(ValueError):
@@ -69,8 +70,8 @@ def _check_keys(arrays, where, required):
     for key in required:
         if key in arrays:
             continue
-        close = difflib.get_close_matches(key, arrays, n=1)
-        hint = f'; did you mean {close[0]!r}?' if close else ''
+        close = difflib.get_close_matches(key, arrays, n=1, cutoff=0.75)
+        hint = f'; did you mean {close[0]!r}?' if close else '.'
         have = ', '.join(sorted(arrays)) or 'nothing'
         raise DatasetError(
             f'{where}: the key {key!r} is missing (the dataset has: {have}){hint} '

@@ -49,7 +49,10 @@ def load(
     """
     raw = check_arrays(read(path), str(path), required=REQUIRED)
     return to_dataset(
-        qlearning(raw, str(path), max_episode_steps, terminate_on_end), clip_to_eps, eps
+        qlearning(raw, str(path), max_episode_steps, terminate_on_end),
+        clip_to_eps,
+        eps,
+        str(path),
     )
 
 
@@ -105,27 +108,33 @@ def qlearning(
     return transitions
 
 
-def to_dataset(transitions: dict, clip_to_eps: bool = True, eps: float = 1e-5) -> dict:
+def to_dataset(
+    transitions: dict, clip_to_eps: bool = True, eps: float = 1e-5, where: str = 'dataset'
+) -> dict:
     """Complete transitions as jaxrl5's ``D4RLDataset``: clipped actions, dones, masks.
 
     Args:
         transitions: what `qlearning` returns.
+        where: the file's name, for messages.
 
     Returns:
         Float32 observations, next_observations, actions, rewards and masks (1 - terminals); bool
-        dones, set at terminals, where the observations jump, and at the last row.
+        dones, set at terminals, where the observations jump, and at the last row. Actions that
+        are integers stay so.
     """
     arrays = dict(transitions)
     terminals = arrays.pop('terminals')
-    if clip_to_eps:
-        arrays['actions'] = np.clip(arrays['actions'], -1 + eps, 1 - eps)
+    continuous = arrays['actions'].dtype.kind == 'f'
+    arrays = archives.clip_actions(arrays, eps if clip_to_eps else None, where)
     jumps = arrays['observations'][1:] - arrays['next_observations'][:-1]
     distances = np.linalg.norm(jumps.reshape(len(jumps), -1), axis=1)
     dones = terminals == 1.0
     dones[:-1] |= distances > _JUMP
     dones[-1] = True
     arrays['masks'] = 1.0 - terminals
-    arrays = {key: value.astype(np.float32, copy=False) for key, value in arrays.items()}
+    for key, value in arrays.items():
+        if key != 'actions' or continuous:
+            arrays[key] = value.astype(np.float32, copy=False)
     return {**arrays, 'dones': dones}
 
 

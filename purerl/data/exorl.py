@@ -170,7 +170,7 @@ def load_file(
         )
     arrays = archives.read_hdf5(path, (*REQUIRED, 'rewards'), max_size)
     arrays = check_arrays(arrays, str(path), required=REQUIRED)
-    return archives.clip_actions(arrays, action_clip_eps)
+    return archives.clip_actions(arrays, action_clip_eps, str(path))
 
 
 def load_episodes(
@@ -209,7 +209,7 @@ def load_episodes(
             parts[-1]['rewards'] = rewards.astype(np.float32)
     arrays = {key: np.concatenate([part.pop(key) for part in parts]) for key in list(parts[0])}
     arrays = check_arrays(arrays, str(folder), required=REQUIRED)
-    return archives.clip_actions(arrays, action_clip_eps)
+    return archives.clip_actions(arrays, action_clip_eps, str(folder))
 
 
 def save(path: str | os.PathLike, arrays: dict) -> None:

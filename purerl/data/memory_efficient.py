@@ -226,7 +226,10 @@ class MemoryEfficientReplayBuffer(ReplayBuffer):
         for name, array in arrays.items():
             arrays[name] = np.roll(array, -shift, 0) if shift else array[: self.size]
         with atomic_path(path) as temporary:
-            save_file(arrays, temporary, metadata)
+            try:
+                save_file(arrays, temporary, metadata)
+            except SafetensorError as error:  # a full disk, for one
+                raise OSError(str(error)) from error
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> 'MemoryEfficientReplayBuffer':

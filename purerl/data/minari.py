@@ -47,7 +47,7 @@ def load(name_or_path: str | os.PathLike, *, action_clip_eps: float | None = Non
     arrays = trees.map(lambda *episodes: np.concatenate(episodes), *parts)
     arrays = check_arrays(arrays, where, required=('observations', 'actions', 'rewards'))
     arrays['actions'] = _rescaled(arrays['actions'], dataset.action_space)
-    return archives.clip_actions(arrays, action_clip_eps)
+    return archives.clip_actions(arrays, action_clip_eps, where)
 
 
 def _open(name_or_path):

@@ -95,7 +95,7 @@ def load(
         arrays = {key: value for key, value in arrays.items() if key not in INFO}
     if max_size is not None:
         arrays = {key: value[:max_size] for key, value in arrays.items()}
-    return archives.clip_actions(arrays, action_clip_eps)
+    return archives.clip_actions(arrays, action_clip_eps, str(path))
 
 
 def load_pair(

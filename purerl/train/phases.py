@@ -16,6 +16,7 @@ from purerl.data.load import load_dataset
 from purerl.envs import dmc
 from purerl.envs.make import ogbench_env_id
 from purerl.train.config import Agent, RunError
+from purerl.train.transitions import check_ends, flattened, time_limit
 
 
 class Data(NamedTuple):
@@ -75,17 +76,26 @@ def _load_options(settings, phase, source, size):
         return {'env_name': ogbench_env_id(settings.env_name)}
     if exorl.find(source) is not None or (path.is_file() and exorl.is_aggregated(path)):
         return {'max_size': size}
+    if path.suffix in ('.hdf5', '.h5'):  # D4RL's old files do not say where the time limit was
+        return {'max_episode_steps': time_limit(settings.env_name)}
     if phase == 'finetuning' and exorl.holds_episodes(path):
         return {'env_name': settings.env_name}
     return {}
 
 
 def _load_data(agent, settings, source, size, options):
-    train, val = load_dataset(source, **options)
+    train, val = (_arranged(arrays) for arrays in load_dataset(source, **options))
+    if 'goals' in agent.needs:
+        check_ends(train, source, options, 'goals of the same episode; choose an agent without')
     return Data(
         _dataset(agent, settings, train, size, source),
         None if val is None else _dataset(agent, settings, val, size, f'{source} (validation)'),
     )
+
+
+def _arranged(arrays):
+    """Arrays with nested observations made one vector, as environments give them here."""
+    return None if arrays is None else {key: flattened(entry) for key, entry in arrays.items()}
 
 
 def _check_rewards(data):
@@ -98,6 +108,7 @@ def _check_rewards(data):
 
 
 def _dataset(agent, settings, arrays, size, name):
+    _check_entries(arrays, name)
     if 'goals' in agent.needs:
         _check_first_episode(arrays, size, name)
     dataset = Dataset(
@@ -122,6 +133,31 @@ def _dataset(agent, settings, arrays, size, name):
     # The sampler of goals is told with the agent's config how data comes.
     as_data = {'p_aug': settings.p_aug, 'frame_stack': settings.frame_stack}
     return GCDataset(dataset, {**agent.config, **as_data})
+
+
+def _check_entries(arrays, name):
+    """Refuse what these agents do not take: anything but vectors, and images of uint8."""
+    observations, actions = arrays['observations'], arrays['actions']
+    if actions.ndim != 2 or actions.dtype.kind != 'f':
+        raise DatasetError(
+            f'{name}: actions are {actions.dtype} {actions.shape}, but these agents need '
+            'continuous ones, (N, action size): choose data with a bounded '
+            'Box of actions'
+        )
+    if observations.ndim not in (2, 4):
+        raise DatasetError(
+            f'{name}: observations have shape {observations.shape}, but these agents take vectors '
+            '(N, size), or images (N, height, width, channels)'
+        )
+    if observations.ndim == 4:
+        height, width, channels = observations.shape[1:]
+        # No camera has so many: the channels stand before the height.
+        misplaced = channels > 4 and channels >= min(height, width)
+        if observations.dtype != np.uint8 or misplaced:
+            raise DatasetError(
+                f'{name}: observations are {observations.dtype} {observations.shape}, but images '
+                'must be uint8 (N, height, width, channels); save them so'
+            )
 
 
 def _check_first_episode(arrays, size, name):

@@ -13,7 +13,7 @@ import torch
 
 from purerl.core import trees
 from purerl.data import binary, d4rl, episodes, exorl
-from purerl.data.check import DatasetError, check_values, length
+from purerl.data.check import ACTION_BOUND, DatasetError, check_values, length
 from purerl.data.device import DeviceDataset, initial_key
 from purerl.data.load import load_dataset
 from purerl.data.memory_efficient import MemoryEfficientReplayBuffer
@@ -23,7 +23,6 @@ from purerl.train.config import RunError
 CLONED = ('observations', 'actions')  # what an agent that clones behaviour learns from
 ENTRIES = (*CLONED, 'rewards', 'masks', 'dones', 'next_observations')
 CLIP_EPS = 1e-5
-_BOUND = 1.0 + 1e-4  # rounding is let through
 
 Data = dict | MemoryEfficientReplayBuffer
 
@@ -45,12 +44,12 @@ def load(settings) -> Data:
         DatasetError: if the dataset is missing, damaged, or lacks what is asked of it.
         RunError: if the settings do not fit it, or actions lie outside of [-1, 1].
     """
-    if settings.dataset is None:
+    if not settings.dataset:
         raise RunError('which data? --dataset=<file or name>')
     if Path(settings.dataset).suffix == '.safetensors':
         return _images(settings)
     loaded, _ = load_dataset(settings.dataset, **_load_options(settings))
-    arrays = {key: _flattened(loaded[key]) for key in ENTRIES if key in loaded}
+    arrays = {key: flattened(loaded[key]) for key in ENTRIES if key in loaded}
     if 'dones' not in arrays and 'terminals' in loaded:
         arrays['dones'] = loaded['terminals'] > 0
     _check_actions(arrays['actions'], settings)
@@ -93,18 +92,18 @@ def _load_options(settings):
         return {'clip_to_eps': False}
     if path.suffix in ('.hdf5', '.h5') and not exorl.is_aggregated(path):
         # Old files do not say where the time limit ended an episode.
-        return {'clip_to_eps': False, 'max_episode_steps': _time_limit(settings.env_name)}
-    return {}
+        return {'clip_to_eps': False, 'max_episode_steps': time_limit(settings.env_name)}
+    return {'action_clip_eps': None}
 
 
-def _time_limit(env_name):
+def time_limit(env_name):
     try:
         return gymnasium.spec(env_name).max_episode_steps
     except (gymnasium.error.Error, ImportError):
         return None
 
 
-def _flattened(entry):
+def flattened(entry):
     """Turn nested dicts of arrays into one vector, as environments give them here."""
     if not isinstance(entry, dict):
         return entry
@@ -115,7 +114,7 @@ def _check_actions(actions, settings):
     if actions.dtype.kind != 'f':
         raise RunError(f'{settings.dataset}: actions are {actions.dtype}, not continuous')
     largest = np.abs(actions).max()
-    if largest > _BOUND and not settings.clip_actions:
+    if largest > ACTION_BOUND and not settings.clip_actions:
         raise RunError(
             f'{settings.dataset}: actions reach {largest:.4g}, but environments take actions from '
             '-1 to 1 here (and rescale them): divide the actions by the bound of the action space, '
@@ -136,7 +135,8 @@ def _filtered(arrays, settings):
             f'{settings.dataset}: no rewards to filter episodes by; choose data with rewards, or '
             'leave take_top and filter_threshold out'
         )
-    _check_ends(arrays, settings)
+    purpose = 'returns to filter by; leave take_top and filter_threshold out'
+    check_ends(arrays, settings.dataset, _load_options(settings), purpose)
     kept = episodes.filter_returns(arrays, take_top, threshold, settings.dataset)
     if not length(kept):
         best = episodes.boundaries(arrays).returns.max(initial=-np.inf)
@@ -147,18 +147,25 @@ def _filtered(arrays, settings):
     return kept
 
 
-def _check_ends(arrays, settings):
-    """Refuse a file of D4RL in which no episode ends: its transitions end where it does."""
-    options = _load_options(settings)
-    ends = episodes.episode_ends(arrays, settings.dataset)
+def check_ends(arrays: dict, source: str, options: dict, purpose: str) -> None:
+    """Refuse a file of D4RL in which no episode ends: its transitions end where it does.
+
+    Args:
+        arrays: what was loaded.
+        source: from where.
+        options: what `load_dataset` was told.
+        purpose: what the ends are wanted for, and what to do without, for the message.
+
+    Raises:
+        DatasetError: if so.
+    """
+    ends = episodes.episode_ends(arrays, source)
     if 'max_episode_steps' not in options or ends[:-1].any():
         return
-    path = Path(settings.dataset).expanduser()
-    if not d4rl.ends_episodes(path, options['max_episode_steps']):
+    if not d4rl.ends_episodes(Path(source).expanduser(), options['max_episode_steps']):
         raise DatasetError(
-            f'{settings.dataset}: no episode ends in it (terminals and timeouts are all 0), so '
-            'there are no returns to filter by; leave take_top and filter_threshold out, or '
-            'collect it with timeouts'
+            f'{source}: no episode ends in it (terminals and timeouts are all 0), so there are no '
+            f'{purpose}, or collect it with timeouts'
         )
 
 

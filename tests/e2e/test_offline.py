@@ -14,9 +14,9 @@ from experiments import evaluate as evaluate_launcher
 from experiments import offline as launcher
 from purerl.agents.infom.rebrac import ReBRACAgent, get_config
 from purerl.core import jit, random, trees
-from purerl.core.checkpoint import load_checkpoint
+from purerl.core.checkpoint import CheckpointError, load_checkpoint
 from purerl.core.flax_io import save_flax
-from purerl.data import exorl
+from purerl.data import d4rl, exorl
 from purerl.data.check import DatasetError
 from purerl.envs.make import make
 from purerl.train import offline, phases
@@ -195,6 +195,12 @@ def test_restoring_another_runs_agent(tmp_path, dataset):
     restored = offline.restore_agent(new_agent(0), str(tmp_path), 7)
     assert all(trees.leaves(trees.map(torch.equal, agent, restored)))
     run(tmp_path, dataset, run_name='next', restore_path=tmp_path / 'run', finetuning_steps=0)
+    with pytest.raises(RunError, match=r'--restore_epoch.*params_7\.pkl'):
+        offline.restore_agent(agent, str(tmp_path), None)
+    wider = load_agent('purerl/agents/infom/rebrac.py', {**SMALL, 'value_hidden_dims': (9,)})
+    wider = ReBRACAgent.create(0, torch.zeros(1, 3), torch.zeros(1, 1), wider.config)
+    with pytest.raises(CheckpointError, match=r'saved with value_hidden_dims=\(8,\), not \(9,\)$'):
+        offline.restore_agent(wider, str(tmp_path / 'run'), None)
     with pytest.raises(RunError, match='matches 0 folders'):
         offline.restore_agent(agent, str(tmp_path / 'nothing'), None)
 
@@ -239,6 +245,7 @@ def test_evaluating_a_run_needs_no_dataset(tmp_path, dataset):
         ({'agent.value_hidden_dims': '8,0'}, RunError, 'agent.value_hidden_dims must be positive'),
         ({'agent.tau': 5}, RunError, 'agent.tau must lie between 0 and 1, not 5'),
         ({'agent.lr': 'nan'}, RunError, 'agent.lr must be finite, not nan'),
+        ({'p_aug': 1.5}, RunError, 'p_aug must be at most 1, not 1.5'),
         ({'seed': 2**32}, RunError, 'seed must be at most 4294967295'),
         (
             {'num_seeds': 2, 'p_aug': 0.5, 'inplace_aug': False},
@@ -251,6 +258,84 @@ def test_mistakes_stop_before_anything_is_written(tmp_path, dataset, changes, er
     with pytest.raises(error, match=message):
         run(tmp_path, dataset, **changes)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ('key', 'shape', 'dtype', 'message'),
+    [
+        ('actions', (2,), np.int64, r'actions are int64 \(20, 2\).*continuous'),
+        ('actions', (), np.float32, r'actions are float32 \(20,\).*continuous'),
+        ('observations', (2, 3), np.float32, r'shape \(20, 2, 3\).*vectors'),
+        (
+            'observations',
+            (8, 8, 3),
+            np.float32,
+            r'float32 \(20, 8, 8, 3\), but images must be uint8',
+        ),
+        (
+            'observations',
+            (3, 8, 8),
+            np.uint8,
+            r'uint8 \(20, 3, 8, 8\), but images must be uint8 \(N, he',
+        ),
+    ],
+)
+def test_data_that_no_agent_takes_are_refused(
+    tmp_path, dataset, monkeypatch, key, shape, dtype, message
+):
+    def load(name, **options):
+        array = np.ones((20, *shape), dtype)
+        observations = {'observations': array, 'next_observations': array}
+        changed = observations if key == 'observations' else {key: array}
+        return {**walker_data(20, 0), **changed}, None
+
+    monkeypatch.setattr(phases, 'load_dataset', load)
+    with pytest.raises(DatasetError, match=message):
+        run(tmp_path, dataset, eval_interval=0)
+    assert not list(tmp_path.iterdir())
+
+
+def test_old_files_get_the_time_limit_of_the_environment(tmp_path, dataset):
+    path, arrays = tmp_path / 'old.hdf5', d4rl.read(dataset)
+    del arrays['timeouts']
+    d4rl.save(path, arrays)
+    run(tmp_path, path, eval_interval=0)
+
+
+def test_goals_want_an_end_that_the_file_names(tmp_path, dataset):
+    path, arrays = tmp_path / 'endless.hdf5', d4rl.read(dataset)
+    ends = np.zeros(len(arrays['rewards']))
+    d4rl.save(path, {**arrays, 'terminals': ends, 'timeouts': ends})
+    settings = settings_for(tmp_path, path)
+    with pytest.raises(DatasetError, match=r'endless\.hdf5: no episode ends in it.*goals'):
+        offline.train(load_agent('purerl/agents/infom/hilp.py'), settings)
+    assert not (tmp_path / 'runs').exists()
+
+
+def test_a_latent_that_is_not_inferred_yet_is_named(tmp_path, dataset):
+    changes = {'actor_hidden_dims': (8,), 'value_hidden_dims': (8,), 'batch_size': 8}
+    agent = load_agent('purerl/agents/infom/hilp.py', changes)
+    offline.train(agent, settings_for(tmp_path, dataset, finetuning_steps=0))
+    run_folder = tmp_path / 'runs/run'
+    with pytest.raises(RunError, match='before finetuning, where the agent infers the latent'):
+        evaluate_launcher.main(['evaluate', f'--run={run_folder}', '--episodes=1'])
+
+
+def test_nested_observations_become_one_vector(tmp_path, dataset, monkeypatch):
+    def load(name, **options):
+        data = walker_data(20, 0)
+        nested = {'b': data['observations'], 'a': np.ones((20, 2, 3))}
+        return {
+            **data,
+            'rewards': np.ones(20),
+            'observations': nested,
+            'next_observations': nested,
+        }, None
+
+    monkeypatch.setattr(phases, 'load_dataset', load)
+    run(tmp_path, dataset, eval_interval=0)
+    example = json.loads((tmp_path / 'run/agent.json').read_text())
+    assert example['observations']['shape'] == [1, 30]
 
 
 def walker_data(num, seed):
@@ -326,7 +411,7 @@ def images(monkeypatch):
     """Put images in the place of every dataset's observations."""
     load = phases.load_dataset
 
-    def load_images(name):
+    def load_images(name, **options):
         train, val = load(name)
         shape = len(train['actions']), 8, 8, 3
         images = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
@@ -390,7 +475,7 @@ def test_entries_that_an_agent_reads_and_does_not_declare(tmp_path, dataset):
 def test_rewards_and_masks_that_the_data_lack(tmp_path, dataset, monkeypatch):
     load = phases.load_dataset
 
-    def load_without(name):
+    def load_without(name, **options):
         train, val = load(name)
         return {key: value for key, value in train.items() if key != 'masks'}, val
 
@@ -461,7 +546,7 @@ def test_goals_are_provided_for_agents_that_need_them(tmp_path, dataset, monkeyp
     offline.train(agent, settings_for(tmp_path, dataset))
     load = phases.load_dataset
 
-    def without_episodes(name):
+    def without_episodes(name, **options):
         train, val = load(name)
         return {**train, 'dones': np.zeros_like(train['dones'])}, val
 

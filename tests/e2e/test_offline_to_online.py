@@ -298,7 +298,7 @@ def test_nested_observations_become_one_vector(tmp_path, monkeypatch):
     rows = np.arange(12.0, dtype=np.float32).reshape(4, 3)
     nested = {'goal': rows[:, 0], 'body': {'b': rows[:, 1:2], 'a': rows[:, 2:, None]}}
     arrays = {'observations': nested, 'actions': rows[:, :1] / 12, 'terminals': np.eye(4)[3]}
-    monkeypatch.setattr(loop.transitions, 'load_dataset', lambda name: (arrays, None))
+    monkeypatch.setattr(loop.transitions, 'load_dataset', lambda name, **options: (arrays, None))
     loaded = loop.transitions.load(loop.Settings(dataset='some/nested-v0'))
     np.testing.assert_array_equal(loaded['observations'], rows[:, [2, 1, 0]])  # as flattened spaces
     assert loaded['dones'].tolist() == [False, False, False, True]

@@ -190,3 +190,15 @@ def test_wrong_arrays_are_not_written(tmp_path):
     with pytest.raises(DatasetError, match=r"'rewards'.*inf"):
         d4rl.save(tmp_path / 'a.hdf5', rows(rewards=np.full(10, np.inf)))
     assert os.listdir(tmp_path) == []
+
+
+def test_actions_beyond_the_bounds_are_clipped_with_a_warning(tmp_path):
+    d4rl.save(tmp_path / 'a.hdf5', rows(actions=np.full((10, 2), -2.0)))
+    with pytest.warns(UserWarning, match=r'a\.hdf5: actions reach 2 and are clipped'):
+        arrays = d4rl.load(tmp_path / 'a.hdf5')
+    assert (arrays['actions'] == np.float32(-1 + 1e-5)).all()
+
+
+def test_integers_stay_actions_of_another_kind(tmp_path):
+    d4rl.save(tmp_path / 'a.hdf5', rows(actions=np.full((10, 2), 2)))
+    assert d4rl.load(tmp_path / 'a.hdf5')['actions'].tolist()[0] == [2, 2]
