@@ -27,7 +27,10 @@ flags.DEFINE_list(
     ['purerl/agents/infom/rebrac.py', 'purerl/agents/infom/iql.py', 'purerl/agents/jaxrl5/sac.py'],
     'Agent files.',
 )
-flags.DEFINE_list('modes', ['inductor', 'trace'], 'Compilation modes.')
+flags.DEFINE_list('modes', ['inductor', 'trace'], 'Compilation modes: inductor, trace, off.')
+flags.register_validator(
+    'modes', {'inductor', 'trace', 'off'}.issuperset, 'the modes are inductor, trace and off'
+)
 flags.DEFINE_integer('batch_size', 256, 'Batch size of each critic step.')
 flags.DEFINE_integer('utd_ratio', 1, 'Updates to data ratio of online agents.')
 flags.DEFINE_string('device', 'cpu', 'Where our agents compute; originals choose for themselves.')

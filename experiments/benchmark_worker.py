@@ -51,10 +51,13 @@ def serve(steps: dict[str, tuple[Callable[[], None], Callable[[], int] | None]])
 def main(_):
     from purerl.core import jit
     from purerl.train.benchmark import prepare
-    from purerl.train.config import load_agent
+    from purerl.train.config import RunError, load_agent
 
     jit.set_mode(FLAGS.mode)
-    spec = load_agent(FLAGS.agent)
+    try:
+        spec = load_agent(FLAGS.agent)
+    except RunError as error:
+        sys.exit(f'error: {error}')
     sizes = FLAGS.batch_size, FLAGS.utd_ratio, FLAGS.num_seeds
     serve(prepare(spec, *sizes, FLAGS.call, FLAGS.device))
 

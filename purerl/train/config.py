@@ -19,6 +19,7 @@ import importlib.util
 import inspect
 import math
 import re
+import signal
 import sys
 import types
 import typing
@@ -193,6 +194,8 @@ def _load_module(file: Path) -> types.ModuleType:
             return importlib.import_module(name)
         name = 'purerl_agent_file_' + re.sub(r'\W', '_', str(file))
         if name not in sys.modules:
+            if file.suffix != '.py':
+                raise ImportError('its name does not end in .py')
             spec = importlib.util.spec_from_file_location(name, file)
             module = importlib.util.module_from_spec(spec)
             sys.modules[name] = module
@@ -230,7 +233,7 @@ _COUNTS = (
     'train_target',
 )
 _WIDTHS = ('hidden_dims', 'cnn_features', 'conv_features')
-_FRACTIONS = ('tau', 'polyak', 'discount', 'gamma')
+_FRACTIONS = ('tau', 'polyak', 'discount', 'gamma', 'eps_l', 'eps_r')
 
 
 def check_config(agent: Agent) -> None:
@@ -245,6 +248,8 @@ def check_config(agent: Agent) -> None:
             raise RunError(f'agent.{key} must be positive integers, not {value}')
         if not isinstance(value, int | float):
             continue
+        if key.endswith('lr') and value < 0:
+            raise RunError(f'agent.{key} must be at least 0, not {value}')
         if (key in _COUNTS or key.startswith('num_')) and value < 1:
             raise RunError(f'agent.{key} must be at least 1, not {value}')
         if key in _FRACTIONS and not 0 <= value <= 1:
@@ -306,10 +311,12 @@ def check_settings(settings) -> None:
         accepted = (int, float) if kind is float else kind
         if not isinstance(value, accepted) or (isinstance(value, bool) and kind is not bool):
             raise RunError(f'{field.name} must be of type {kind.__name__}, not {value!r}')
+        if isinstance(value, float) and math.isnan(value):
+            raise RunError(f'{field.name} must be a number, not {value}')
         minimum, maximum = field.metadata['minimum'], field.metadata['maximum']
-        if minimum is not None and not value >= minimum:  # nor NaN
+        if minimum is not None and value < minimum:
             raise RunError(f'{field.name} must be at least {minimum}, not {value}')
-        if maximum is not None and not value <= maximum:
+        if maximum is not None and value > maximum:
             raise RunError(f'{field.name} must be at most {maximum}, not {value}')
         choices = field.metadata['choices']
         if choices is not None and value not in choices:
@@ -373,10 +380,14 @@ def parse(
         SystemExit: after ``--help``.
     """
     flag_values = flags.FlagValues()
-    argv = [argv[0], *flag_values.read_flags_from_files(list(argv[1:]), force_gnu=True)]
+    try:
+        given = flag_values.read_flags_from_files(list(argv[1:]), force_gnu=True)
+    except flags.Error as error:
+        raise RunError(str(error)) from error
+    argv = [argv[0], *given]
     agent = None
     if default_agent is not None:
-        path, argv = _take_agent(argv, default_agent)
+        path, argv = _take_agent(_last_of_each(argv), default_agent)
         agent = load_agent(path)
     _define_flags(settings_class, flag_values, agent)
     if agent is not None:
@@ -411,12 +422,19 @@ def launch(main: Callable[[Sequence[str]], object]) -> None:
     """Run a launcher; a user's mistake, or a full disk, ends it with one line, not a traceback."""
     try:
         main(sys.argv)
-    except (RunError, DatasetError, CheckpointError) as error:
+    except (RunError, DatasetError, CheckpointError, ImportError) as error:
         sys.exit(f'error: {error}')
     except OSError as error:
         if error.errno not in _NO_SPACE:
             raise
         sys.exit(f'error: {error}')
+    except MemoryError as error:
+        sys.exit(
+            f'error: not enough memory ({error}): smaller batches, buffers or networks may fit'
+        )
+    except KeyboardInterrupt:
+        print('\ninterrupted', file=sys.stderr)
+        sys.exit(128 + signal.SIGINT)
 
 
 def _take_agent(argv, default) -> tuple[str, list[str]]:
@@ -433,6 +451,16 @@ def _take_agent(argv, default) -> tuple[str, list[str]]:
         else:
             rest.append(argument)
     return path, rest
+
+
+def _last_of_each(argv) -> list[str]:
+    """Leave out fields of the config that are given again: absl would join both tuples."""
+    names = [argument.partition('=')[0] for argument in argv]
+    repeated = [
+        name != argument and name.startswith('--agent.') and name in names[i + 1 :]
+        for i, (name, argument) in enumerate(zip(names, argv, strict=True))
+    ]
+    return [argument for argument, again in zip(argv, repeated, strict=True) if not again]
 
 
 def _overridden(argv) -> list[str]:

@@ -63,7 +63,7 @@ def translate(argv: Sequence[str]) -> list[str]:
     agent = load_agent(path)
     fields = set(agent.config)
     _check_atari_flags(argv, environment or agent.settings.get('env_name', Settings.env_name))
-    flags = [f'--agent={path}'] + ([f'--env_name={environment}'] if environment else [])
+    flags = [f'--agent={path}'] + ([] if environment is None else [f'--env_name={environment}'])
     return [argv[0], *flags, *(_dotted(argument, fields) for argument in argv[1:])]
 
 

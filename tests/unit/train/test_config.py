@@ -232,6 +232,11 @@ def test_a_flagfile(tmp_path):
     assert (arguments.agent.config.tau, arguments.settings.seed) == (0.5, 9)
 
 
+def test_the_last_of_a_fields_values_counts():
+    config = parse_online('--agent.hidden_dims=8,8', '--agent.hidden_dims=4').agent.config
+    assert config.hidden_dims == (4,)
+
+
 def test_two_command_lines_do_not_share_a_config():
     parse_online('--agent.tau=0.25')
     assert parse_online().agent.config.tau == 0.005
@@ -251,6 +256,7 @@ def test_two_command_lines_do_not_share_a_config():
         ('--agent.tau.x=1', "no field 'tau.x'"),
         ('sac', "unexpected argument 'sac'"),
         ('--agent', 'needs the path'),
+        ('--flagfile=nowhere', 'nowhere'),
     ],
 )
 def test_mistakes_name_the_nearest(argument, message):
@@ -293,7 +299,7 @@ def test_good_settings(changes):
         ({'count': None}, 'count must be of type int'),
         ({'rate': 'x'}, 'rate must be of type float'),
         ({'rate': 1.5}, 'rate must be at most 1, not 1.5'),
-        ({'rate': float('nan')}, 'rate must be at most 1, not nan'),
+        ({'rate': float('nan')}, 'rate must be a number, not nan'),
         ({'name': 3}, 'name must be of type str'),
         ({'kind': 'c'}, 'kind must be one of a, b'),
         ({'on': 1}, 'on must be of type bool'),
@@ -351,6 +357,26 @@ def test_a_full_disk_ends_the_program_with_one_line(number, kind):
 
     with pytest.raises(kind, match='could not write'):
         launch(main)
+
+
+@pytest.mark.parametrize(
+    ('raised', 'code'),
+    [
+        (ImportError('pip install it'), 'error: pip install it'),
+        (
+            MemoryError('of 1 TiB'),
+            'error: not enough memory (of 1 TiB): smaller batches, buffers or networks may fit',
+        ),
+        (KeyboardInterrupt(), 130),
+    ],
+)
+def test_missing_packages_and_interruptions_leave_no_traceback(raised, code):
+    def main(argv):
+        raise raised
+
+    with pytest.raises(SystemExit) as end:
+        launch(main)
+    assert end.value.code == code
 
 
 def test_a_bug_keeps_its_traceback():
