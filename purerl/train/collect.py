@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import functools
 import importlib
+import os
 from pathlib import Path
 
 import numpy as np
@@ -113,9 +114,13 @@ def collect_dataset(settings):
         raise RunError('where to? --path=<file>.npz, <file>.hdf5 or <folder>')
     if (settings.policy in ('checkpoint', 'replay')) != (settings.checkpoint is not None):
         raise RunError('--policy=checkpoint (or replay) and --checkpoint=<run folder> go together')
+    if settings.policy == 'replay' and settings.num_episodes is not None:
+        raise RunError('--policy=replay takes --num_transitions, not --num_episodes')
+    path = Path(settings.path).expanduser()
     shared = {name: getattr(settings, name) for name in ('num_episodes', 'num_transitions', 'seed')}
     path = Path(settings.path).expanduser()
     try:
+        _check_place(path)
         if settings.policy == 'replay':
             paths = export_replay(
                 settings.checkpoint,
@@ -148,6 +153,17 @@ def collect_dataset(settings):
     for path in paths:
         print(f'wrote {path}')
     return paths
+
+
+def _check_place(path):
+    """Make sure that a file or folder can be written, before anything is collected."""
+    if path.suffix and path.is_dir():
+        raise ValueError(f'{path} is a folder; choose another --path')
+    nearest = next(parent for parent in path.parents if parent.exists())
+    if not (nearest.is_dir() and os.access(nearest, os.W_OK)):
+        raise ValueError(
+            f'{path} cannot be written, nothing can in {nearest}: choose another --path'
+        )
 
 
 def collect(

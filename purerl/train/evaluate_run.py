@@ -64,15 +64,18 @@ def evaluate_run(settings: Settings) -> dict:
         'inference_variant': settings.inference_variant,
         'statistics': results,
     }
-    write_json(run.folder / 'evaluation.json', result)
     returns = [statistics['episode.return'] for statistics in results]
     print(f'{run.folder} at step {run.step}, {settings.episodes} episodes')
-    for name in sorted(results[0]):
+    for name in sorted(set.intersection(*map(set, results))):
         print(f'  {name}: {np.mean([statistics[name] for statistics in results]):.4g}')
     print(f'mean return: {np.mean(returns):.2f}')
+    write_json(run.folder / 'evaluation.json', result)
     if renders:
         path = run.folder / 'videos' / f'evaluation_{run.step:010d}.mp4'
-        print(f'video: {write_video(path, renders)}')
+        try:
+            print(f'video: {write_video(path, renders)}')
+        except OSError as error:
+            raise RunError(str(error)) from error
     return result
 
 

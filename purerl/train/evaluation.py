@@ -16,6 +16,8 @@ from purerl.envs.pixels import rendering_hint
 from purerl.envs.wrappers import EpisodeMonitor, layers
 from purerl.train.config import RunError
 
+_NO_WRITER = "videos need imageio-ffmpeg (mp4) or pillow (gif): pip install 'purerl[plot]'"
+
 
 def policy_of(agent, temperature=0.0, **inputs):
     """Makes a policy from an agent.
@@ -117,8 +119,11 @@ def check_renders(env):
         env: A `gymnasium.Env`.
 
     Raises:
-        ValueError: If rendering fails, or gives no array; the message says what to do.
+        ValueError: If rendering fails, or gives no array, or no package that writes videos is
+            installed; the message says what to do.
     """
+    if not _can_write_videos():
+        raise ValueError(_NO_WRITER)
     env.reset()
     try:
         frame = env.render()
@@ -276,9 +281,7 @@ def write_video(path, renders, fps=15):
     if path.suffix != '.gif' and importlib.util.find_spec('imageio_ffmpeg') is not None:
         return _written(_write_mp4, path, frames, fps)
     if importlib.util.find_spec('PIL') is None:
-        raise ImportError(
-            f"writing {path} needs imageio-ffmpeg (mp4) or pillow (gif): pip install 'purerl[plot]'"
-        )
+        raise ImportError(_NO_WRITER)
     return _written(_write_gif, path.with_suffix('.gif'), frames, fps)
 
 
@@ -381,6 +384,10 @@ def _render(env):
     frame = env.render()
     _check_frame(env, frame)
     return frame.copy()
+
+
+def _can_write_videos():
+    return any(importlib.util.find_spec(name) for name in ('imageio_ffmpeg', 'PIL'))
 
 
 def _check_frame(env, frame):

@@ -13,6 +13,7 @@ from experiments import collect as launcher
 from purerl.core import random
 from purerl.data import d4rl, ogbench
 from purerl.envs.make import make
+from purerl.train import collect as collect_module
 from purerl.train import offline, online
 from purerl.train.collect import (
     collect,
@@ -217,10 +218,29 @@ def test_the_launcher_ends_mistakes_with_one_line(tmp_path):
         main(path='x.npz', num_episodes=1, policy='checkpoint')
     with pytest.raises(RunError, match='go together'):
         main(path='x.npz', num_episodes=1, checkpoint=tmp_path)
+    with pytest.raises(RunError, match='takes --num_transitions, not'):
+        main(path='x.hdf5', num_episodes=1, policy='replay', checkpoint=tmp_path)
     with pytest.raises(RunError, match='either a number of episodes'):
         main(path='x.npz')
     with pytest.raises(RunError, match=r'flags.json cannot be read'):
         main(path='x.npz', num_episodes=1, policy='checkpoint', checkpoint=tmp_path)
+
+
+@pytest.mark.parametrize('name', ['file/data.npz', 'folder.npz'])
+def test_a_place_that_cannot_be_written_is_refused_before_collecting(tmp_path, monkeypatch, name):
+    (tmp_path / 'file').touch()
+    (tmp_path / 'folder.npz').mkdir()
+    monkeypatch.setattr(collect_module, 'make', None)
+    flags = ['--env_name=Pendulum-v1', '--policy=random', '--num_episodes=1']
+    with pytest.raises(RunError, match='choose another --path'):
+        launcher.main(['collect', *flags, f'--path={tmp_path / name}'])
+
+
+def test_the_home_folder_may_be_written_as_a_tilde(tmp_path, monkeypatch):
+    monkeypatch.setenv('HOME', str(tmp_path))
+    flags = ['--env_name=Pendulum-v1', '--policy=random', '--num_transitions=2']
+    paths = launcher.main(['collect', *flags, '--path=~/data.hdf5'])
+    assert paths[0] == tmp_path / 'data.hdf5'
 
 
 # --- Trained agents ------------------------------------------------------------------------------

@@ -305,3 +305,5 @@ def test_without_any_package_the_error_says_what_to_install(tmp_path, monkeypatc
     monkeypatch.setattr(importlib.util, 'find_spec', lambda name: None)
     with pytest.raises(ImportError, match=r"pip install 'purerl\[plot\]'"):
         write_video(tmp_path / 'video.mp4', renders_of([2]))
+    with pytest.raises(ValueError, match=r"pip install 'purerl\[plot\]'"):
+        check_renders(None)
