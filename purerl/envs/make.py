@@ -161,6 +161,8 @@ def _make_registered(env_id, kwargs):
     except gymnasium.error.DependencyNotInstalled as error:
         hint = "pip install 'purerl[mujoco]'" if 'mujoco' in str(error).lower() else str(error)
         raise ImportError(f'{env_id} needs a package that is not installed: {hint}') from error
+    except gymnasium.error.Error as error:
+        raise ValueError(f'{env_id} cannot be made: {error}') from error
 
 
 def _make_ogbench(env_name, kwargs):

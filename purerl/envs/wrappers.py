@@ -110,6 +110,10 @@ class SinglePrecision(gymnasium.ObservationWrapper):
     def observation(self, observation):
         if isinstance(observation, dict):
             return {key: self.observation(value) for key, value in observation.items()}
+        if hasattr(observation, '__array__') and not isinstance(
+            observation, np.ndarray | np.generic
+        ):
+            observation = np.array(observation)  # of JAX, for one
         if getattr(observation, 'dtype', None) == np.float64:
             return np.asarray(observation, dtype=np.float32)
         return observation

@@ -42,6 +42,7 @@ from purerl.train.loop import (
     log_evaluations,
     log_training,
     random_return,
+    warn_of_no_updates,
 )
 from purerl.train.run import ReplaySettings, Run, create_agents
 from purerl.train.seeds import stack, unstack
@@ -112,7 +113,7 @@ class Settings(ReplaySettings):
         """
         try:
             return make_episodic(self.env_name, seed, self.env_type, **self.env_options)
-        except (ValueError, ImportError) as error:
+        except (ValueError, TypeError, ImportError) as error:
             raise RunError(str(error)) from error
 
 
@@ -149,7 +150,9 @@ def train(agent: Agent, settings: Settings) -> dict:
         ]
         agents = create_agents(agent, settings.seeds, example, settings.device)
         updates = settings.total_iterations * settings.train_batches
-        run.begin(updates, settings.total_iterations * settings.timesteps, example)
+        steps = settings.total_iterations * settings.timesteps
+        warn_of_no_updates('warmup', settings.warmup, steps)
+        run.begin(updates, steps, example)
         with run:
             return _loop(run, settings, worlds, agents)
 

@@ -5,10 +5,13 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
+from gymnasium.wrappers import TimeLimit
 
 from purerl.core import random
+from purerl.envs.dmc import DMC
 from purerl.envs.make import check_continuous
 from purerl.envs.snapshot import check_resumable, env_state, set_env_state
+from purerl.envs.wrappers import layers
 from purerl.train.config import RunError
 from purerl.train.evaluation import check_renders, evaluate, write_video
 from purerl.train.logging import RunLogger, scalars
@@ -17,6 +20,8 @@ from purerl.train.run import Run, write_json
 EVAL_SEED_OFFSET = 42  # jaxrl5's
 RANDOM_SEED_OFFSET = 84  # the baseline's environment is neither the training nor the evaluation one
 _SHOWN_LOSSES = 3
+_LARGEST = float(np.finfo(np.float32).max)
+_KEPT = 'What was recorded before is kept'
 
 
 def due(step: int, interval: int) -> bool:
@@ -43,6 +48,47 @@ def check_environment(env, videos: bool) -> None:
             check_renders(env)
     except ValueError as error:
         raise RunError(str(error)) from error
+    limited = any(isinstance(layer, TimeLimit) for layer in layers(env))
+    if not limited and not isinstance(env.unwrapped, DMC):  # whose tasks have their own
+        print(
+            'warning: the environment has no time limit, so that an episode may never end, in '
+            'evaluations too: register it with max_episode_steps',
+            file=sys.stderr,
+        )
+
+
+def check_step(env_name: str, reward, observation) -> None:
+    """Refuse what an environment returned if a number is not finite in float32.
+
+    Raises:
+        RunError: if so.
+    """
+    arrays = observation.values() if isinstance(observation, dict) else (observation,)
+    if not abs(float(reward)) <= _LARGEST:  # nor NaN
+        raise RunError(
+            f'{env_name}: the reward {reward} is not a finite number of float32. {_KEPT}'
+        )
+    for array in arrays:
+        if array.dtype.kind == 'f' and not np.isfinite(array).all():
+            raise RunError(
+                f'{env_name}: the observation {array} has numbers that are not finite. {_KEPT}'
+            )
+
+
+def warn_of_no_updates(flag: str, value: int, last: int) -> None:
+    """Say so on stderr where a run ends before its first update.
+
+    Args:
+        flag: name of the setting that says when updates begin.
+        value: its value.
+        last: the largest with which there would be any.
+    """
+    if value > last:
+        print(
+            f'warning: with {flag}={value} nothing is learnt, since the run ends before: at most '
+            f'{last} steps may go before the first update',
+            file=sys.stderr,
+        )
 
 
 def check_seen(env) -> None:
@@ -135,7 +181,10 @@ def log_evaluations(run: Run, name: str, step: int, evaluations: Sequence[Callab
         run.logger.log_seed(i, name, step, scalars(statistics, 'evaluation/'))
         returns.append(statistics['episode.return'])
         if renders:
-            write_video(run.seed_folders[i] / 'videos' / f'eval_{step:010d}.mp4', renders)
+            try:
+                write_video(run.seed_folders[i] / 'videos' / f'eval_{step:010d}.mp4', renders)
+            except OSError as error:
+                raise RunError(f'{error}. --resume goes on from the last checkpoint') from error
     run.logger.show(eval=np.mean(returns))
 
 

@@ -33,7 +33,14 @@ from purerl.train import offline_checks, transitions
 from purerl.train.config import Agent, RunError, setting
 from purerl.train.evaluation import to_numpy
 from purerl.train.logging import scalars
-from purerl.train.loop import conclude, due, log_evaluations, log_training, random_return
+from purerl.train.loop import (
+    conclude,
+    due,
+    log_evaluations,
+    log_training,
+    random_return,
+    warn_of_no_updates,
+)
 from purerl.train.offline_world import World
 from purerl.train.run import ReplaySettings, Run, create_agents
 from purerl.train.seeds import over_seeds, stack, unstack
@@ -187,6 +194,9 @@ def train(agent: Agent, settings: Settings) -> dict:
     worlds = [World(settings, seed, sampler, variants) for seed, sampler in pairs]
     try:
         offline_checks.warn_of_scales(settings)
+        if settings.online_max_steps:
+            online_start = settings.online_start_training
+            warn_of_no_updates('online_start_training', online_start, settings.online_max_steps - 1)
         run.begin(settings.total_steps, settings.total_steps, example)
         with run:
             return _loop(run, settings, worlds, agents)

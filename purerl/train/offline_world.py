@@ -7,7 +7,7 @@ from purerl.data import d4rl, scores
 from purerl.data.replay import ReplayBuffer, transition
 from purerl.envs.make import make
 from purerl.train.evaluation import evaluate, policy_of, to_numpy
-from purerl.train.loop import EVAL_SEED_OFFSET, restore_snapshots, take_snapshots
+from purerl.train.loop import EVAL_SEED_OFFSET, check_step, restore_snapshots, take_snapshots
 
 _BUFFER_SEED_OFFSET = 1241  # the original's
 
@@ -51,6 +51,7 @@ class World:
     def step(self, action: np.ndarray) -> dict | None:
         """Act and remember; returns the episode's statistics at its end, else None."""
         following, reward, terminated, truncated, info = self.env.step(action)
+        check_step(self.settings.env_name, reward, following)
         reward = reward + d4rl.reward_shift(self.settings.env_name)
         self.buffer.insert(
             transition(self.observation, action, reward, terminated, truncated, following)

@@ -33,6 +33,7 @@ from purerl.train.logging import scalars
 from purerl.train.loop import (
     EVAL_SEED_OFFSET,
     check_environment,
+    check_step,
     conclude,
     due,
     is_resumable,
@@ -41,6 +42,7 @@ from purerl.train.loop import (
     random_return,
     restore_snapshots,
     take_snapshots,
+    warn_of_no_updates,
 )
 from purerl.train.run import ReplaySettings, Run, create_agents
 from purerl.train.seeds import over_seeds, stack, unstack
@@ -128,6 +130,7 @@ class World:
     def step(self, action: np.ndarray) -> dict | None:
         """Act and remember; returns the episode's statistics at its end, else None."""
         following, reward, terminated, truncated, info = self.env.step(action)
+        check_step(self.settings.env_name, reward, following)
         self.buffer.insert(
             transition(self.observation, action, reward, terminated, truncated, following)
         )
@@ -168,7 +171,12 @@ class World:
 
     def set_state(self, state: dict) -> None:
         restore_snapshots(self._envs(), state['envs'])
-        self.buffer.load_state_dict(_with_room(state['buffer'], self.buffer.capacity))
+        try:
+            self.buffer.load_state_dict(_with_room(state['buffer'], self.buffer.capacity))
+        except ValueError as error:
+            raise RunError(
+                f'{error}: max_steps decides it where there is no buffer_size'
+            ) from error
         self.stream.bit_generator.state = state['stream']
         self.observation = state['observation']
         self.evaluated = tuple(state['evaluated'])
@@ -197,9 +205,13 @@ def _make_buffer(env, settings):
 
 
 def _with_room(state, capacity):
-    """Let a saved buffer go on in a larger one, as long as it has not overwritten anything."""
-    if capacity > state['capacity'] and state['pointer'] in (0, state['size']):
-        return {**state, 'capacity': capacity, 'pointer': state['size']}
+    """Let a saved buffer go on in one of another size that has room for it.
+
+    It must not have overwritten anything.
+    """
+    size = state['size']
+    if size <= capacity != state['capacity'] and state['pointer'] in (0, size):
+        return {**state, 'capacity': capacity, 'pointer': size % capacity}
     return state
 
 
@@ -230,12 +242,13 @@ def train(agent: Agent, settings: Settings) -> dict:
     worlds = make_worlds(settings)
     try:
         env = worlds[0].env
-        _check_cameras(agent, env)
+        _check_observations(agent, env, settings.env_name)
         example = {
             'observations': _zeros(env.observation_space),
             'actions': _zeros(env.action_space),
         }
         agents = create_agents(agent, settings.seeds, example, settings.device)
+        warn_of_no_updates('start_training', settings.start_training, settings.actions)
         updates = (settings.actions - settings.start_training) * settings.utd_ratio
         run.begin(updates, settings.max_steps, example)
         with run:
@@ -275,6 +288,8 @@ def _check_agent(agent):
             f'{" and no ".join(missing)}; an agent with pretrain and finetune trains with '
             'experiments.offline'
         )
+    if 'whole_episodes' in agent.needs:
+        raise RunError(f'{agent.path} learns from whole episodes: it trains with experiments.rrd')
     if 'utd_ratio' not in inspect.signature(agent.agent_class.update).parameters:
         raise RunError(
             f'{agent.path} cannot train online: its update takes no utd_ratio; it trains from a '
@@ -286,11 +301,17 @@ def _check_agent(agent):
         )
 
 
-def _check_cameras(agent, env):
-    cameras = image_keys(env.observation_space)
+def _check_observations(agent, env, env_name):
+    space = env.observation_space
+    cameras = image_keys(space)
     seen = agent.config.get('pixel_keys')
     if cameras and seen is None:
         raise RunError(f'{agent.path} acts by states, not by images: leave out image_size')
+    if seen is None and len(space.shape or ()) != 1:
+        raise RunError(
+            f'{env_name} has the observation space {space}, but {agent.path} takes vectors: a '
+            'Box with one axis, as HalfCheetah-v5 has'
+        )
     if cameras and set(seen) != set(cameras):
         raise RunError(
             f'{agent.path} looks at {", ".join(seen)}, but the observations have '

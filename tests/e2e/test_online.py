@@ -4,9 +4,12 @@ import dataclasses
 import json
 import shutil
 
+import gymnasium
 import numpy as np
 import pytest
 import torch
+from gymnasium.envs.classic_control.pendulum import PendulumEnv
+from gymnasium.envs.registration import EnvSpec
 
 from experiments import evaluate as evaluate_launcher
 from experiments import online as launcher
@@ -150,6 +153,17 @@ def test_evaluating_a_run(finished, capsys):
     assert 'mean return' in capsys.readouterr().out
 
 
+class Images(gymnasium.Env):
+    """Colour images, with continuous actions."""
+
+    def __init__(self, render_mode=None):
+        self.observation_space = gymnasium.spaces.Box(0, 255, (84, 84, 3), np.uint8)
+        self.action_space = gymnasium.spaces.Box(-1, 1, (2,))
+
+    def reset(self, *, seed=None, options=None):
+        return np.zeros((84, 84, 3), np.uint8), {}
+
+
 @pytest.mark.parametrize(
     ('changes', 'message'),
     [
@@ -159,12 +173,40 @@ def test_evaluating_a_run(finished, capsys):
         ({'agent.num_min_qs': 7}, 'num_min_qs=7'),
         ({'batch_size': 0}, 'batch_size must be at least 1'),
         ({'max_steps': 3, 'action_repeat': 4}, 'max_steps=3 has no room for an action'),
+        ({'agent.actor_lr': -3e-4}, 'agent.actor_lr must be at least 0, not -0.0003'),
+        ({'env_name': 'gymnasium:Nowhere-v0'}, 'Nowhere-v0 cannot be made'),
+        ({'env_name': 'Images-v0'}, r'Images-v0 has the observation space Box.*takes vectors'),
     ],
 )
-def test_mistakes_stop_before_anything_is_written(tmp_path, changes, message):
+def test_mistakes_stop_before_anything_is_written(tmp_path, monkeypatch, changes, message):
+    monkeypatch.setitem(gymnasium.registry, 'Images-v0', EnvSpec('Images-v0', Images))
     with pytest.raises(RunError, match=message):
         run(tmp_path, **changes)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ('observation', 'reward', 'message'),
+    [
+        (1.0, np.nan, 'the reward nan'),
+        (1.0, -1e39, r'the reward -1e\+39'),
+        (np.inf, 0.0, 'inf inf inf'),
+    ],
+)
+def test_numbers_that_are_not_finite_end_the_run(
+    tmp_path, monkeypatch, observation, reward, message
+):
+    def step(self, action):
+        return np.full(3, observation, np.float32), reward, False, False, {}
+
+    monkeypatch.setattr(PendulumEnv, 'step', step)
+    with pytest.raises(RunError, match=f'Pendulum-v1.*{message}.*not'):
+        run(tmp_path)
+
+
+def test_a_run_that_ends_before_its_first_update_says_so(tmp_path, capsys):
+    run(tmp_path, max_steps=5, eval_interval=0)
+    assert 'with start_training=10 nothing is learnt' in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

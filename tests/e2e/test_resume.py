@@ -173,6 +173,15 @@ def test_raised_steps_continue_as_though_they_had_been_planned(tmp_path, uninter
     assert contents(tmp_path / 'run') == uninterrupted
 
 
+def test_lowered_steps_end_as_though_they_had_been_planned(tmp_path, uninterrupted):
+    settings = online_settings(tmp_path, max_steps=80)
+    with crash_at(online.World, 'step', 52):
+        online.train(load_agent(*SAC), settings)
+    shorter = dataclasses.replace(settings, max_steps=60, resume=True)
+    online.train(load_agent(*SAC), shorter)
+    assert contents(tmp_path / 'run') == uninterrupted
+
+
 def test_a_killed_process(tmp_path, uninterrupted):
     kill_and_resume('online', SAC, online_settings(tmp_path))
     assert contents(tmp_path / 'run') == uninterrupted

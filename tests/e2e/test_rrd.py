@@ -320,6 +320,7 @@ def test_a_run_goes_on_with_the_same_number_of_environments(tmp_path):
         ({'rrd_batch_size': 3}, 'rrd_batch_size=3 has no room'),
         ({'env': 'Asault', 'basis_alg': 'dqn'}, 'the nearest names are Assault'),
         ({'env_type': 'sparse'}, 'env_type'),
+        ({**ATARI, 'test_eps': 2}, 'test_eps must be at most 1, not 2'),
         ({'num_envs': 0}, 'num_envs must be at least 1, not 0'),
         ({'num_envs': -2}, 'num_envs must be at least 1, not -2'),
         ({'num_envs': 3}, 'timesteps=10 is no multiple of num_envs=3'),
@@ -336,6 +337,8 @@ def test_a_run_goes_on_with_the_same_number_of_environments(tmp_path):
         ({'env': 'Ant-v2'}, 'gymnasium has no Ant-v2: --env=Ant-v5 is its successor'),
         ({'sticky': True}, '--sticky is for Atari games .* Pendulum-v1 is none'),
         ({**CART_POLE, 'frames': 2}, '--frames is for Atari games .* CartPole-v1 is none'),
+        ({'env': ''}, "unknown environment ''"),
+        ({**CART_POLE, 'eps_l': 2}, 'agent.eps_l must lie between 0 and 1, not 2'),
         ({'tag': 'x'}, '--tag of the original is left out: --run_name'),
         ({'save_rews': True}, '--save_rews of the original is left out'),
         ({'optimizer': 'adam'}, '--optimizer=adam belongs to DQN .* not to sac'),
@@ -346,6 +349,11 @@ def test_mistakes_are_told_before_anything_is_written(tmp_path, changes, message
     with pytest.raises(RunError, match=message):
         run(tmp_path, **changes)
     assert not (tmp_path / 'run').exists()
+
+
+def test_a_run_that_ends_before_its_warmup_says_so(tmp_path, capsys):
+    run(tmp_path, warmup=61)
+    assert 'with warmup=61 nothing is learnt' in capsys.readouterr().err
 
 
 class Images(gymnasium.Env):

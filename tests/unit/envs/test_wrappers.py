@@ -53,6 +53,15 @@ def test_single_precision_converts_float64_only():
     assert env.observation(3) == 3
 
 
+def test_arrays_of_another_kind_become_numpys():
+    class Other:
+        def __array__(self, dtype=None, copy=None):
+            return np.ones(2, np.float64)
+
+    env = wrappers.SinglePrecision(Countdown())
+    assert env.observation(Other()).dtype == np.float32
+
+
 def test_single_precision_reaches_into_dictionaries():
     env = Countdown()
     env.observation_space = Dict(
