@@ -4,6 +4,7 @@ The CSV tables hold nothing of the clock, so that a resumed run's are those of t
 one, byte for byte; wall-clock figures have a table of their own, `timing.csv`.
 """
 
+import contextlib
 import csv
 import importlib.util
 import io
@@ -159,7 +160,10 @@ class SeedLogger:
             self._tables[name] = Table(self.folder / f'{name}.csv')
         self._tables[name].append({'step': step, **metrics})
         if self._tensorboard:
-            self._log_events(step, metrics)
+            try:
+                self._log_events(step, metrics)
+            except OSError as error:
+                raise _unwritable(self.folder / 'tensorboard', error) from error
 
     def _log_events(self, step, metrics):
         if self._writer is None:
@@ -185,7 +189,9 @@ class SeedLogger:
 
     def close(self) -> None:
         if self._writer is not None:
-            self._writer.close()
+            # Events that a full disk has no room for are lost; tables and checkpoints are whole.
+            with contextlib.suppress(OSError):
+                self._writer.close()
 
 
 class Clock:

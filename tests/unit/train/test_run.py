@@ -320,6 +320,20 @@ def test_tensorboard_events_are_purged_on_resume(tmp_path, start):
     assert [(event.step, event.value) for event in events.Scalars('a')] == [*kept, (start + 1, 20)]
 
 
+def test_events_that_cannot_be_written_end_the_run_with_one_error(tmp_path, monkeypatch):
+    def fail(*args):
+        raise OSError(28, 'No space left on device')
+
+    logger = SeedLogger(tmp_path, tensorboard=True, start=0)
+    logger.log('train', 1, {'a': 1})
+    writer = 'torch.utils.tensorboard.SummaryWriter'
+    monkeypatch.setattr(f'{writer}.add_scalar', fail)
+    monkeypatch.setattr(f'{writer}.close', fail)
+    with pytest.raises(RunError, match=r'tensorboard could not be written.*No space left'):
+        logger.log('train', 2, {'a': 1})
+    logger.close()
+
+
 def test_the_clock_goes_on_after_a_resume(tmp_path):
     clock = Clock(tmp_path, start=0)
     clock.tick(10)
