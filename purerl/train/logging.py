@@ -326,10 +326,6 @@ class RunLogger:
         self._figures.update({name: f'{value:.4g}' for name, value in figures.items()})
         self._bar.set_postfix(self._figures, refresh=False)
 
-    def write(self, text: str) -> None:
-        """Print a line above the progress bar."""
-        tqdm.tqdm.write(text)
-
     def state(self) -> list:
         return [seed.state() for seed in self.seeds]
 

@@ -140,6 +140,15 @@ def test_other_records_are_not_taken_for_a_run(tmp_path):
         begun(tmp_path, resume=True)
 
 
+def test_a_folder_that_cannot_be_one_is_refused(tmp_path):
+    (tmp_path / 'run').write_text('mine')
+    with pytest.raises(RunError, match='run is a file; choose another run_name'):
+        begun(tmp_path)
+    with pytest.raises(RunError, match=r'run/run cannot be written \(.*Not a directory'):
+        begun(tmp_path / 'run')
+    assert (tmp_path / 'run').read_text() == 'mine'
+
+
 def test_resuming_a_run_that_is_not_there_starts_it(tmp_path):
     run = begun(tmp_path, resume=True)
     assert run.start == 0
@@ -292,6 +301,12 @@ def test_a_table_that_lost_rows_is_refused(tmp_path):
         table.restore(state)
     with pytest.raises(RunError, match='No such file'):
         table.state()
+
+
+def test_a_table_that_cannot_be_written_is_one_error(tmp_path):
+    (tmp_path / 'a.csv').mkdir()
+    with pytest.raises(RunError, match=r'a\.csv could not be written .*free disk space'):
+        Table(tmp_path / 'a.csv').append({'step': 1})
 
 
 def test_tables_begun_after_a_checkpoint_are_removed(tmp_path):
