@@ -116,7 +116,6 @@ def collect_dataset(settings):
         raise RunError('--policy=checkpoint (or replay) and --checkpoint=<run folder> go together')
     if settings.policy == 'replay' and settings.num_episodes is not None:
         raise RunError('--policy=replay takes --num_transitions, not --num_episodes')
-    path = Path(settings.path).expanduser()
     shared = {name: getattr(settings, name) for name in ('num_episodes', 'num_transitions', 'seed')}
     path = Path(settings.path).expanduser()
     try:
