@@ -149,6 +149,7 @@ class ResNetEncoder(nn.Module):
         act: str = 'swish',
         norm: str = 'group',
         add_spatial_coordinates: bool = True,
+        num_spatial_blocks: int = 8,  # the original takes it and does not use it
     ):
         super().__init__()
         norms = {

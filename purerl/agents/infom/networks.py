@@ -15,6 +15,13 @@ def default_init(scale: float = 1.0) -> nn.Initializer:
     return nn.variance_scaling(scale, 'fan_avg', 'uniform')
 
 
+class Identity(nn.Module):
+    """Return the input. The agents do without; recordings and forks of the original have it."""
+
+    def forward(self, x):
+        return x
+
+
 class MLP(nn.Module):
     """Multi-layer perceptron; layer normalisation comes after each activation.
 
@@ -70,6 +77,19 @@ class Param(nn.Module):
 
     def forward(self):
         return self.param('value', nn.constant(self.init_value), self.shape)
+
+
+class LogParam(nn.Module):
+    """A positive scalar, stored as its logarithm. The agents do without, as for `Identity`."""
+
+    def __init__(self, init_value: float = 1.0):
+        super().__init__()
+        self.init_value = init_value
+        self.declare('log_value')
+
+    def forward(self):
+        log_value = torch.tensor(self.init_value).log().item()  # in float32, as the original's
+        return torch.exp(self.param('log_value', nn.constant(log_value), ()))
 
 
 class Value(nn.Module):

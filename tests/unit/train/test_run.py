@@ -305,7 +305,7 @@ def test_a_table_that_lost_rows_is_refused(tmp_path):
 
 def test_a_table_that_cannot_be_written_is_one_error(tmp_path):
     (tmp_path / 'a.csv').mkdir()
-    with pytest.raises(RunError, match=r'a\.csv could not be written .*free disk space'):
+    with pytest.raises(RunError, match=r'a\.csv could not be written .*is the disk full'):
         Table(tmp_path / 'a.csv').append({'step': 1})
 
 
