@@ -49,8 +49,7 @@ def fori(num: int, body: Callable, carry, *operands):
         return [output.contiguous() for output in outputs]
 
     leaves = [*state, *leaves]
-    index = _index(0, device)
-    name = _register(flat, [index, *leaves], mode)
+    name = _register(flat, [_index(0, device), *leaves], mode)
     return trees.unflatten(treedef, _fori(name, num, len(state), leaves))
 
 

@@ -113,8 +113,6 @@ def _dotted(argument, fields):
     field = _RENAMED.get(name, name)
     if argument.startswith('-') and field in fields:
         return f'--agent.{field}{equals}{value}'
-    return (
-        f'--noagent.{name[2:]}'
-        if argument == f'--no{name[2:]}' and name[2:] in fields
-        else argument
-    )
+    if argument == f'--no{name[2:]}' and name[2:] in fields:
+        return f'--noagent.{name[2:]}'
+    return argument
