@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from purerl.core import nn, optim, trees
+from purerl.core import nn, optim, parallel, trees
 
 
 @trees.dataclass
@@ -55,10 +55,14 @@ class TrainState:
         """Take one optimiser step.
 
         Args:
-            grads: gradients of `params`, or of some of its top-level entries. Entries left out
+            grads: gradients of `params`, or of some of its top-level entries; averaged over the
+                processes, where there are several (`purerl.core.parallel`). Entries left out
                 keep their parameters and optimiser state: with a gradient of zero throughout, as
                 target networks have, every optimiser used here would leave them as they are.
         """
+        return self._step(parallel.pmean(grads))
+
+    def _step(self, grads):
         params = {name: self.params[name] for name in grads}
         opt_state = _restrict(self.opt_state, self.params.keys(), grads.keys())
         updates, opt_state = self.tx.update(grads, opt_state, params)
@@ -88,6 +92,7 @@ class TrainState:
             return loss_fn({**self.params, **trained})
 
         grads, info = torch.func.grad(loss_of, has_aux=True)(trained)
+        grads = parallel.pmean(grads)
         leaves = trees.leaves(grads)
         largest = torch.stack([g.max() for g in leaves]).max()
         smallest = torch.stack([g.min() for g in leaves]).min()
@@ -100,7 +105,7 @@ class TrainState:
             'grad/min': smallest,
             'grad/norm': torch.stack([torch.linalg.vector_norm(g) for g in leaves]).sum(),
         }
-        return self.apply_gradients(grads), info
+        return self._step(grads), info
 
 
 def _restrict(tree, all_names, names):

@@ -16,7 +16,7 @@ import torch
 
 from purerl.agents.infom.encoders import make_encoder
 from purerl.agents.infom.networks import Actor, Param, Value
-from purerl.core import nn, optim, random, trees
+from purerl.core import nn, optim, parallel, random, trees
 from purerl.core.jit import jit
 from purerl.core.ops import clip, move_target, polyak, prefixed, require
 from purerl.core.state import TrainState
@@ -206,6 +206,7 @@ class DINOReBRACAgent:
         target_encoder = self.network.select('target_encoder')
         target_repr1, target_repr2 = (target_encoder(view) for view in self.augment(batch, rng))
         center = {'value': torch.stack([target_repr1, target_repr2]).mean(0)}
+        center = parallel.pmean(center)
         current = network.params['modules_target_repr_center']
         moved = polyak(center, current, self.config['target_repr_center_tau'])
         return network.replace(params={**network.params, 'modules_target_repr_center': moved})
