@@ -7,6 +7,10 @@ r"""Pretrains and finetunes an agent on datasets.
         --finetuning_dataset=data/cube-single-play-ft-v0.npz --agent.alpha_actor=0.1
     python -m experiments.offline --env_name=Hopper-v5 --pretraining_dataset=data/hopper.hdf5
 
+Several processes divide the batches of one run among them:
+
+    torchrun --standalone --nproc_per_node=4 -m experiments.offline --device=cuda ...
+
 After an interruption the same command with --resume goes on, bit for bit.
 """
 

@@ -339,3 +339,12 @@ class RunLogger:
             seed.close()
         if self._wandb is not None:
             self._wandb.close()
+
+
+class NoLogger:
+    """Stands for a `RunLogger` in processes that record nothing."""
+
+    def _ignore(self, *args, **kwargs) -> None:
+        pass
+
+    log = log_seed = tick = advance = show = restore = close = _ignore

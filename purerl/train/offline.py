@@ -17,6 +17,11 @@ If it has `target_reset() -> agent`, that is called before finetuning; if it has
 `infer_latent(batch)`, too, and the result goes into every batch of finetuning (`latents`) and to
 `sample_actions`.
 
+Under torchrun several processes train one agent (`purerl.core.parallel`). Each draws the whole
+batches and computes on its rows of them, so that the data are those of a single process; latents
+are inferred, and models rolled out, by all of them alike. The first one evaluates and writes the
+folder.
+
 Deviations from the original:
 - Datasets are found by path, too; the evaluation environment is seeded, with `seed + 42`.
 - Wall-clock figures are in `timing.csv`. An interval of 0 means never.
@@ -31,7 +36,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from purerl.core import jit, random
+from purerl.core import jit, parallel, random
 from purerl.core.checkpoint import load_checkpoint
 from purerl.core.flax_io import load_flax, restore_flax
 from purerl.data.dataset import Dataset
@@ -54,7 +59,7 @@ from purerl.train.loop import (
 )
 from purerl.train.phases import by_frames, load_phases, normalization
 from purerl.train.rollouts import ModelRollouts, imagine, model_step
-from purerl.train.run import Run, RunSettings, create_agents, read_flags
+from purerl.train.run import Run, RunSettings, create_agents, read_flags, use_device
 from purerl.train.seeds import over_seeds, stack, unstack
 
 PROVIDED = frozenset({'next_actions', 'goals', 'augmentations', 'model_rollouts'})
@@ -66,6 +71,7 @@ _ENTRIES = {
     'aug1_observations': 'augmentations',
 }
 _TASK_ENTRIES = ('rewards', 'masks')
+_BOUNDS = ('observation_min', 'observation_max')  # of all data, in every batch: no rows
 _FLAT_ENCODERS = (None, 'mlp')
 _REHEARSAL_ROWS = 2
 _METHODS = ('pretrain', 'finetune', 'pretraining_loss', 'finetuning_loss', 'sample_actions')
@@ -154,14 +160,16 @@ class World:
         batches = [data.sample(batch_size, self.stream) for _ in range(-(-num // batch_size))]
         # With 0 < p_aug < 1 only some have augmented copies, which no latent is inferred from.
         shared = set.intersection(*(set(batch) for batch in batches))
-        keys = [key for key in batches[0] if key in shared and not key.startswith('observation_')]
+        keys = [key for key in batches[0] if key in shared and key not in _BOUNDS]
         return {key: np.concatenate([batch[key] for batch in batches])[:num] for key in keys}
 
-    def evaluate(self, agent, data, step: int) -> tuple[dict, list]:
+    def evaluation_key(self) -> torch.Tensor:
+        """Draw the key of an evaluation, whose seed comes from the stream of the batches."""
+        return random.key(self.stream.randint(0, 2**32, dtype=np.int64))
+
+    def evaluate(self, agent, data, step: int, key: torch.Tensor) -> tuple[dict, list]:
         """Run whole episodes; returns statistics and renders."""
         inputs = {} if self.latent is None else {'latents': self.latent}
-        # The original draws this key's seed from the stream of the batches.
-        key = random.key(self.stream.randint(0, 2**32, dtype=np.int64))
         statistics, _, renders = evaluate(
             policy_of(agent, temperature=0.0, **inputs),
             self.eval_env,
@@ -233,6 +241,25 @@ def _check_agent(agent, settings):
         )
 
 
+def _check_processes(agent, settings):
+    """Refuse batches and devices that several processes cannot divide among them."""
+    num = parallel.launched()
+    if num == 1:
+        return
+    batch_size = agent.config['batch_size']
+    if batch_size % num:
+        raise RunError(
+            f'agent.batch_size={batch_size} cannot be divided among {num} processes: choose a '
+            f'multiple of {num}'
+        )
+    if settings.device not in ('cpu', 'cuda'):
+        raise RunError(
+            f'{num} processes cannot share device={settings.device}: choose cuda, with which each '
+            'takes the GPU of its number'
+        )
+    use_device(parallel.device_of(settings.device))
+
+
 def _check_encoder(agent, observations):
     """Refuse an encoder of images for vectors, and none for images."""
     encoder, shape = agent.config.get('encoder'), tuple(observations.shape[1:])
@@ -252,7 +279,7 @@ def _check_encoder(agent, observations):
 def _rehearse(agent_file, agent, phases, settings):
     """Compute the losses of a few rows, uncompiled: what does not fit is found before the run."""
     steps = {'pretraining': settings.pretraining_steps, 'finetuning': settings.finetuning_steps}
-    rows = agent_file.config['batch_size']
+    rows = agent_file.config['batch_size'] // parallel.size()
     # A restored agent may have values that only fit batches of the size that they come from.
     if settings.restore_path is None or not hasattr(agent, 'changes_shape'):
         rows = min(_REHEARSAL_ROWS, rows)
@@ -386,7 +413,13 @@ def train(agent: Agent, settings: Settings) -> dict:
     """
     check_settings(settings)
     _check_agent(agent, settings)
-    run = Run('offline', agent, settings, settings.env_name)
+    _check_processes(agent, settings)
+    with parallel.processes(settings.device):
+        return _train(agent, settings)
+
+
+def _train(agent, settings):
+    run = Run('offline', agent, settings, settings.env_name, several_processes=True)
     phases = load_phases(agent, settings)
     worlds = make_worlds(settings, phases['pretraining'].train)
     try:
@@ -394,7 +427,8 @@ def train(agent: Agent, settings: Settings) -> dict:
         examples = [world.batch(phases['pretraining'].train, 1) for world in worlds]
         example = {key: torch.from_numpy(examples[0][key]) for key in ('observations', 'actions')}
         _check_encoder(agent, example['observations'])
-        agents = create_agents(agent, settings.seeds, example, settings.device)
+        device = parallel.device_of(settings.device)
+        agents = create_agents(agent, settings.seeds, example, device)
         if settings.restore_path is not None and not run.start:
             path, epoch = settings.restore_path, settings.restore_epoch
             agents = [
@@ -433,13 +467,12 @@ class _Calls:
 
     def update(self, phase, agent, batch, full_update):
         """Take one step; returns (agent, info)."""
-        if phase == 'pretraining':
-            return self._pretrain(agent, batch)
-        return self._finetune[full_update](agent, batch)
+        update = self._pretrain if phase == 'pretraining' else self._finetune[full_update]
+        return parallel.step(update, agent, batch)
 
     def validate(self, phase, agent, batch):
         """Return the info of the phase's loss."""
-        return self._losses[phase](agent, batch)
+        return self._losses[phase](parallel.apart(agent), batch)
 
 
 def _loop(run, agent_file, settings, worlds, phases, agents):
@@ -464,25 +497,38 @@ def _loop(run, agent_file, settings, worlds, phases, agents):
             for world, batch in zip(worlds, batches, strict=True):
                 world.rollouts.add_to(batch, config['batch_size'], world.stream)
         full_update = step % actor_freq == 0
-        agent, info = calls.update(phase, agent, stack(batches), full_update)
+        agent, info = calls.update(phase, agent, _stack_shares(batches), full_update)
         if imagines:
             _imagine(calls, agent, worlds, data.train, config)
 
         if due(step, settings.log_interval):
-            rows = [scalars(seed_info, 'training/') for seed_info in unstack(info, len(worlds))]
+            infos = unstack(parallel.pmean(info), len(worlds))
+            rows = [scalars(seed_info, 'training/') for seed_info in infos]
             if data.val is not None:
                 _add_validation(rows, calls, phase, (worlds, agent, data.val, config))
             log_training(run.logger, f'{phase}_train', step, rows)
         if phase == 'finetuning' and _evaluates(settings, step):
             evaluations = _evaluations(worlds, agent, data.train, step)
-            log_evaluations(run, 'finetuning_eval', step, evaluations)
+            record = functools.partial(log_evaluations, run, 'finetuning_eval', step, evaluations)
+            parallel.first(record)
         run.logger.advance()
-        ends = step == settings.total_steps or run.stop_requested
-        if due(step, settings.save_interval) or ends:
+        stops = run.stop_requested
+        if due(step, settings.save_interval) or step == settings.total_steps or stops:
             run.save(step, agent, _state(worlds, phases))
-        if run.stop_requested:
+        if stops:
             run.stop(step)
-    return _finish(run, settings, step, worlds, agent, phases['finetuning'].train)
+    data = phases['finetuning'].train
+    return parallel.first(lambda: _finish(run, settings, step, worlds, agent, data))
+
+
+def _stack_shares(batches):
+    """Stack each seed's batch, cut down to the rows of this process."""
+    return stack([_share(batch) for batch in batches])
+
+
+def _share(batch):
+    rows = {key: array for key, array in batch.items() if key not in _BOUNDS}
+    return {**batch, **parallel.share(rows)}
 
 
 def _begin_finetuning(agent_file, worlds, data, agent):
@@ -515,16 +561,17 @@ def _evaluates(settings, step):
 def _add_validation(rows, calls, phase, current):
     """Add the losses of validation batches to the rows of all seeds."""
     worlds, agent, val, config = current
-    batch = stack([world.batch(val, config['batch_size']) for world in worlds])
-    infos = unstack(calls.validate(phase, agent, batch), len(worlds))
+    batch = _stack_shares([world.batch(val, config['batch_size']) for world in worlds])
+    infos = unstack(parallel.pmean(calls.validate(phase, agent, batch)), len(worlds))
     for row, info in zip(rows, infos, strict=True):
         row.update(scalars(info, 'validation/'))
 
 
 def _evaluations(worlds, agent, data, step):
+    """Return one evaluation per seed. Every process draws their keys, whoever runs them."""
     agents = unstack(agent, len(worlds))
     return [
-        functools.partial(world.evaluate, member, data, step)
+        functools.partial(world.evaluate, member, data, step, world.evaluation_key())
         for world, member in zip(worlds, agents, strict=True)
     ]
 

@@ -25,7 +25,7 @@ from pathlib import Path
 
 import torch
 
-from purerl.core import jit, native, trees
+from purerl.core import jit, native, parallel, trees
 from purerl.core.checkpoint import (
     CheckpointError,
     available_steps,
@@ -44,7 +44,7 @@ from purerl.train.config import (
     seed_setting,
     setting,
 )
-from purerl.train.logging import TABLES, TIMING, RunLogger, Wandb, check_wandb
+from purerl.train.logging import TABLES, TIMING, NoLogger, RunLogger, Wandb, check_wandb
 
 _FILES = (
     'config.json',
@@ -133,13 +133,18 @@ class Run:
     After `begin` it is a context manager, which opens and closes the records, sets the compilation
     mode, and turns SIGINT and SIGTERM into `stop_requested`.
 
+    Where several processes train one agent (`purerl.core.parallel`) the first one has the folder;
+    each makes the same calls.
+
     Attributes:
         folder: where everything lies.
         start: the step that a resumed run goes on from, else 0.
         logger: the records, inside the context.
     """
 
-    def __init__(self, loop: str, agent: Agent, settings, environment: str):
+    def __init__(
+        self, loop: str, agent: Agent, settings, environment: str, several_processes: bool = False
+    ):
         """Find the folder; nothing is written before `begin`.
 
         Args:
@@ -147,15 +152,23 @@ class Run:
             agent: what is trained.
             settings: the loop's settings.
             environment: name of the environment, for the folder's name.
+            several_processes: whether the loop divides batches among them.
 
         Raises:
             RunError: if there is an earlier run in the folder, and neither resume nor overwrite
                 was asked for; if it was started with other settings; if the agent's config has a
-                number that no agent can have; if the last seed is too large; or if there is no such
-                device.
+                number that no agent can have; if the last seed is too large; if there is no such
+                device; or if torchrun has started several processes of a loop that has one.
         """
+        num = parallel.launched()
+        if num > 1 and not several_processes:
+            raise RunError(
+                f'torchrun has started {num} processes, but experiments.{loop} trains in one: '
+                'start it without torchrun (experiments.offline and experiments.pretrain_finetune '
+                'divide their batches among several)'
+            )
         check_config(agent)
-        use_device(settings.device)
+        use_device(parallel.device_of(settings.device))
         if settings.seeds[-1] > MAX_SEED:
             raise RunError(f'seed + num_seeds - 1 must be at most {MAX_SEED}')
         self.loop = loop
@@ -164,12 +177,11 @@ class Run:
         self.folder = Path(settings.save_dir).expanduser() / (
             settings.run_name or self._automatic_name(environment)
         )
-        self.logger: RunLogger | None = None
-        self.start = 0
+        self.logger: RunLogger | NoLogger | None = None
         self._mode, self._total = 'off', 0  # set by `begin`
         self._stack = contextlib.ExitStack()
         self._stop_signal: int | None = None
-        self._check_folder()
+        self.start = parallel.first(self._check_folder)
         if settings.wandb:
             check_wandb()
 
@@ -186,19 +198,20 @@ class Run:
 
     # --- Starting ----------------------------------------------------------------------------
 
-    def _check_folder(self):
+    def _check_folder(self) -> int:
+        """Return the step that the run goes on from."""
         if self.settings.resume and self.settings.overwrite:
             raise RunError('resume goes on with the earlier run, overwrite deletes it: choose one')
         if not self.folder.exists():
-            return
+            return 0
         if not self.folder.is_dir():
             raise RunError(f'{self.folder} is a file; choose another run_name')
         has_run = (self.folder / 'flags.json').exists()
         if self.settings.resume:
             if has_run:
                 self._check_same()
-                self.start = latest_step(self.folder / 'checkpoints') or 0
-            elif any(self.folder.rglob('*.csv')):
+                return latest_step(self.folder / 'checkpoints') or 0
+            if any(self.folder.rglob('*.csv')):
                 raise RunError(
                     f'{self.folder} holds CSV files, but no run to go on with: choose another '
                     '--run_name'
@@ -214,6 +227,7 @@ class Run:
                     f'{self.folder} holds an earlier run: go on with it (--resume), delete it '
                     '(--overwrite) or choose another --run_name'
                 )
+        return 0
 
     @property
     def resuming(self) -> bool:
@@ -243,6 +257,12 @@ class Run:
                     f'{self.folder} was started with --agent.{key}={before.get(key)}, not '
                     f'{now.get(key)}; resume with the same config, or start another run'
                 )
+        before = read_json(self.folder / 'versions.json').get('processes', 1)
+        if before != parallel.size():
+            raise RunError(
+                f'{self.folder} was started in {before} processes, not {parallel.size()}; resume '
+                'in as many, or start another run'
+            )
 
     def begin(self, planned_updates: int, total: int, example_batch: dict) -> None:
         """Write what the run is made of, or compare it with what an earlier one wrote.
@@ -258,6 +278,13 @@ class Run:
         """
         if self.start > total:
             raise RunError(f'{self.folder} is at step {self.start} already, beyond {total}')
+        self._mode, threads = parallel.first(lambda: self._set_up(planned_updates, example_batch))
+        if threads is not None:
+            torch.set_num_threads(threads)
+        self._total = total
+
+    def _set_up(self, planned_updates, example_batch):
+        """Make or check the folder; return the compilation mode and a resumed run's threads."""
         mode = self._choose_mode(planned_updates)
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -270,11 +297,9 @@ class Run:
             raise RunError(f'{self.folder} cannot be written ({error})') from error
         if self.resuming:
             versions = self._check_versions()
-            mode = versions['jit']
-            torch.set_num_threads(versions['threads'])
-        else:
-            self._write_description(mode, example_batch)
-        self._mode, self._total = mode, total
+            return versions['jit'], versions['threads']
+        self._write_description(mode, example_batch)
+        return mode, None
 
     def _lock(self):
         """Keep other processes out of the folder until the run ends, however it ends."""
@@ -289,9 +314,7 @@ class Run:
             ) from None
         except OSError:
             pass  # a file system without locks
-        start = self.start
-        self._check_folder()
-        if self.start != start:
+        if self._check_folder() != self.start:
             raise RunError(
                 f'{self.folder}: another process has gone on with this run meanwhile; resume again'
             )
@@ -319,6 +342,7 @@ class Run:
             **_versions(self.agent, self.settings.device),
             'jit': mode,
             'threads': torch.get_num_threads(),
+            'processes': parallel.size(),
         }
         write_json(self.folder / 'config.json', _jsonable(self.agent.config))
         write_json(self.folder / 'agent.json', examples)
@@ -366,7 +390,7 @@ class Run:
     # --- Running -----------------------------------------------------------------------------
 
     def __enter__(self):
-        self.logger = self._open_logger()
+        self.logger = NoLogger() if parallel.rank() else self._open_logger()
         native.keep_freed_memory()
         self._stack.enter_context(jit.use_mode(self._mode))
         if threading.current_thread() is threading.main_thread():
@@ -381,13 +405,18 @@ class Run:
 
     def _request_stop(self, number, frame):
         self._stop_signal = number
-        # A second signal acts at once.
-        signal.signal(number, signal.default_int_handler)
+        if parallel.size() == 1:
+            # A second signal acts at once. (torchrun sends its processes what they may have got.)
+            signal.signal(number, signal.default_int_handler)
         print('\nstopping after this step ...', file=sys.stderr, flush=True)
 
     @property
     def stop_requested(self) -> bool:
-        return self._stop_signal is not None
+        """Whether a signal asks for the end; several processes ask together, and all agree."""
+        agreed = parallel.largest(self._stop_signal or 0)
+        if agreed:
+            self._stop_signal = agreed
+        return agreed > 0
 
     def restore(self, like) -> tuple:
         """Return the latest checkpoint's tree and host state, and cut the records back to it.
@@ -422,8 +451,19 @@ class Run:
             state: everything else that the loop needs to go on (see `save_checkpoint`).
 
         Raises:
-            RunError: if it cannot be written; the checkpoints before it are as they were.
+            RunError: if it cannot be written, or several processes do not hold the same agent; the
+                checkpoints before it are as they were.
         """
+        path = parallel.difference(tree)
+        if path is not None:
+            raise RunError(
+                f'the processes no longer hold the same agent after step {step}: {path} differs. '
+                'What an agent computes from its batch and keeps, gradients apart, has to be '
+                'averaged with purerl.core.parallel.pmean'
+            )
+        parallel.first(lambda: self._write_checkpoint(step, tree, state))
+
+    def _write_checkpoint(self, step, tree, state):
         host_state = {'state': state, 'records': self.logger.state()}
         keep = self.settings.keep_checkpoints or None
         try:
