@@ -5,19 +5,22 @@ r"""Times acting and learning of RRD's family beside Stable-Baselines3.
     python -m experiments.benchmark_rrd --algorithms=rrd:sac --num_envs=8 --round=96
 
 Both sides take `steps` steps with one update each, 100 steps and then 100 updates, in the same
-environment, with the same batch size, network widths and threads, after a warm-up that is not timed
-(it compiles). Prints the settings, and one line per algorithm: steps with their updates per second.
-RRD and IRCR, and several environments at a time, are timed alone. Needs
-`pip install -e '.[benchmark]'`.
+environment, with the same batch size, network widths and threads, by turns, after a warm-up that is
+not timed (it compiles). Prints the settings, and one line per algorithm: the medians over the turns
+of steps with their updates per second, and of their ratio. RRD and IRCR, and several environments
+at a time, are timed alone. Needs `pip install -e '.[benchmark]'`.
 """
 
+import contextlib
 import importlib.metadata
+import statistics
 import time
+from collections.abc import Callable
 
 import torch
 from absl import app, flags
 
-from purerl.core import jit
+from purerl.core import jit, native
 from purerl.train.config import load_agent
 from purerl.train.episodic import Settings
 from purerl.train.episodic_lanes import MODES
@@ -29,6 +32,7 @@ _ALGORITHMS = flags.DEFINE_list('algorithms', ['sac'], 'Of purerl/agents/rrd; rr
 _THEIRS = ('sac', 'td3', 'ddpg', 'dqn')
 _ENV = flags.DEFINE_string('env', 'HalfCheetah-v5', 'A gymnasium id.')
 _STEPS = flags.DEFINE_integer('steps', 5000, 'Timed steps.')
+_TURNS = flags.DEFINE_integer('turns', 5, 'Turns that share these steps.', lower_bound=1)
 _WARMUP = flags.DEFINE_integer('warmup_steps', 2000, 'Steps before that.')
 _BATCH = flags.DEFINE_integer('batch_size', 256, 'Transitions per update.')
 _WIDTH = flags.DEFINE_integer('width', 256, 'Width of both hidden layers.')
@@ -38,8 +42,13 @@ _NUM_ENVS = flags.DEFINE_integer('num_envs', 1, 'Environments; a divisor of roun
 _VECTORIZATION = flags.DEFINE_enum('vectorization_mode', 'sync', MODES, 'How they are stepped.')
 
 
-def time_ours(algorithm: str) -> float:
-    """Return steps (with one update each) per second of this library."""
+def train_ours(algorithm: str, opened: contextlib.ExitStack) -> Callable[[int], None]:
+    """Return a function that goes on training with this library for so many steps.
+
+    Args:
+        algorithm: one of `--algorithms`.
+        opened: closes its environments.
+    """
     widths = (_WIDTH.value, _WIDTH.value)
     name, colon, base = algorithm.partition(':')
     path = f'purerl/agents/rrd/{name}.py{colon}{base}'
@@ -55,23 +64,23 @@ def time_ours(algorithm: str) -> float:
         buffer_size=_STEPS.value + _WARMUP.value,
         warmup=1,
     )
-    world = World(agent, settings, 0)
+    world = opened.enter_context(contextlib.closing(World(agent, settings, 0)))
     space, actions = world.envs.single_observation_space, world.envs.single_action_space
     size = actions.shape or (int(actions.n),)
     example = {'observations': torch.zeros(1, *space.shape), 'actions': torch.zeros(1, *size)}
     learner = Learner(create_agents(agent, [0], example)[0], 1)
-    with jit.use_mode(_MODE.value):
-        while world.steps < _WARMUP.value or world.updates == 0:
-            run_iteration(learner, [world])
-        before, start = world.updates, time.perf_counter()
-        while world.updates - before < _STEPS.value:
-            run_iteration(learner, [world])
-        seconds = time.perf_counter() - start
-    world.close()
-    return (world.updates - before) / seconds
+
+    def train(steps):
+        last = world.steps + steps
+        with jit.use_mode(_MODE.value):
+            # An episode has to end before the first update, which belongs to the warm-up.
+            while world.steps < last or world.updates == 0:
+                run_iteration(learner, [world])
+
+    return train
 
 
-def time_theirs(algorithm: str) -> float:
+def train_theirs(algorithm: str) -> Callable[[int], None]:
     """Return the same of Stable-Baselines3's algorithm of that name."""
     import stable_baselines3
 
@@ -86,10 +95,21 @@ def time_theirs(algorithm: str) -> float:
         device='cpu',
         seed=0,
     )
-    model.learn(_WARMUP.value)
-    start = time.perf_counter()
-    model.learn(_STEPS.value, reset_num_timesteps=False)
-    return _STEPS.value / (time.perf_counter() - start)
+    return lambda steps: model.learn(steps, reset_num_timesteps=False)
+
+
+def by_turns(trainings: list[Callable[[int], None]]) -> list[list[float]]:
+    """Warm up, then train by turns; return each one's steps per second in each turn."""
+    for train in trainings:
+        train(_WARMUP.value)
+    steps = _STEPS.value // _TURNS.value
+    rates = [[] for _ in trainings]
+    for _ in range(_TURNS.value):
+        for rate, train in zip(rates, trainings, strict=True):
+            start = time.perf_counter()
+            train(steps)
+            rate.append(steps / (time.perf_counter() - start))
+    return rates
 
 
 def _settings() -> str:
@@ -105,14 +125,19 @@ def _settings() -> str:
 
 
 def main(_):
+    native.keep_freed_memory()  # as every run does
     print(_settings())
     for algorithm in _ALGORITHMS.value:
-        ours = time_ours(algorithm)
-        print(f'{algorithm}: purerl {ours:.0f}', end='', flush=True)
-        if _NUM_ENVS.value == 1 and algorithm in _THEIRS:
-            theirs = time_theirs(algorithm)
-            print(f', Stable-Baselines3 {theirs:.0f}, {ours / theirs:.2f}x', end='')
-        print()
+        with contextlib.ExitStack() as opened:
+            trainings = [train_ours(algorithm, opened)]
+            if _NUM_ENVS.value == 1 and algorithm in _THEIRS:
+                trainings.append(train_theirs(algorithm))
+            ours, *theirs = by_turns(trainings)
+        line = f'{algorithm}: purerl {statistics.median(ours):.0f}'
+        for other in theirs:
+            ratio = statistics.median(x / y for x, y in zip(ours, other, strict=True))
+            line += f', Stable-Baselines3 {statistics.median(other):.0f}, {ratio:.2f}x'
+        print(line, flush=True)
 
 
 if __name__ == '__main__':

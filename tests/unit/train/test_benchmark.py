@@ -104,15 +104,31 @@ def test_a_process_that_fails_is_one_error():
 
 @pytest.mark.parametrize('algorithm, num_envs', [('dqn', 1), ('rrd:dqn', 2)])
 def test_steps_with_updates_are_timed(algorithm, num_envs):
-    program = 'from absl import app; from experiments.benchmark_rrd import time_ours\n'
-    program += f'app.run(lambda _: print("speed", time_ours({algorithm!r})))'
-    arguments = ['--env=CartPole-v1', '--steps=4', '--warmup_steps=100', '--round=4', '--jit=off']
+    program = """
+import contextlib
+from absl import app
+from experiments.benchmark_rrd import by_turns, train_ours
+
+def main(_):
+    with contextlib.ExitStack() as opened:
+        steps = []
+        ours = train_ours(%r, opened)
+        rates = by_turns([lambda n: (steps.append(n), ours(n)), steps.append])
+    print('steps', steps)
+    print('rates', *map(len, rates), min(rates[0]))
+
+app.run(main)
+"""
+    arguments = ['--env=CartPole-v1', '--steps=8', '--warmup_steps=100', '--round=4', '--jit=off']
+    arguments += ['--turns=2']
     arguments += ['--batch_size=4', '--width=8', f'--num_envs={num_envs}']
     result = subprocess.run(
-        [sys.executable, '-c', program, *arguments],
+        [sys.executable, '-c', program % algorithm, *arguments],
         capture_output=True,
         text=True,
         check=True,
         env=os.environ | {'OMP_NUM_THREADS': '1'},
     )
-    assert float(result.stdout.split('speed ')[1]) > 0
+    assert 'steps [100, 100, 4, 4, 4, 4]' in result.stdout
+    *lengths, slowest = result.stdout.split('rates ')[1].split()
+    assert lengths == ['2', '2'] and float(slowest) > 0
