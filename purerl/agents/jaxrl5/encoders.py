@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 import torch.nn.functional as F
 
-from purerl.agents.jaxrl5.images import cameras, check_observations
+from purerl.agents.jaxrl5.images import check_observations, seen_cameras
 from purerl.agents.jaxrl5.networks import ModuleClass, default_init
 from purerl.core import nn
 
@@ -35,11 +35,11 @@ class D4PGEncoder(nn.Module):
 
     Args:
         features, filters, strides: of each layer: channels, window and stride. As in the original,
-            windows beyond the last layer are left out.
+            layers without a window are left out, and windows beyond the last layer.
         padding: ``VALID`` or ``SAME``.
 
     Raises:
-        ValueError: if a layer lacks one of the three, or has a window or stride of 0.
+        ValueError: if there are not as many strides as layers, or a window or stride is 0.
     """
 
     def __init__(
@@ -50,10 +50,10 @@ class D4PGEncoder(nn.Module):
         padding: str = 'VALID',
     ):
         super().__init__()
-        if not len(features) == len(strides) <= len(filters):
+        if len(features) != len(strides):
             raise ValueError(
-                f'cnn_features={tuple(features)}, cnn_filters={tuple(filters)} and '
-                f'cnn_strides={tuple(strides)} must have one entry per layer each'
+                f'cnn_features={tuple(features)} and cnn_strides={tuple(strides)} must have one '
+                'entry per layer each'
             )
         for name, sizes in (('cnn_filters', filters), ('cnn_strides', strides)):
             if min(sizes, default=1) < 1:
@@ -212,6 +212,7 @@ class PixelMultiplexer(nn.Module):
         stop_gradient: whether the encoders get no gradient.
         pixel_keys: entries of the observations that are cameras' images.
         depth_keys: entries with the cameras' depths, joined to their channels; none or one each.
+            Where there are fewer, the other cameras are not seen, as in the original.
         has_state: whether the observations have a `state`; Flax reads it off them.
     """
 
@@ -230,13 +231,14 @@ class PixelMultiplexer(nn.Module):
             raise ValueError(f'latent_dim must be at least 1, not {latent_dim}')
         self.stop_gradient = stop_gradient
         self.pixel_keys, self.depth_keys = tuple(pixel_keys), tuple(depth_keys)
+        self.cameras = seen_cameras(self.pixel_keys, self.depth_keys)
         self.encoders = []
-        for i in range(len(self.pixel_keys)):
+        for i in range(len(self.cameras)):
             self.add_module(f'encoder_{i}', encoder_cls())
             self.encoders.append(getattr(self, f'encoder_{i}'))
         self.latents = [
             (self.compact(nn.Dense(latent_dim, default_init())), self.compact(nn.LayerNorm()))
-            for _ in range(len(self.pixel_keys) + has_state)
+            for _ in range(len(self.cameras) + has_state)
         ]
         self.has_state = has_state
         self.network = self.compact(network_cls())
@@ -245,7 +247,7 @@ class PixelMultiplexer(nn.Module):
         check_observations(observations, self.pixel_keys, self.depth_keys, self.has_state)
         inputs = [
             self._encode(observations, i, key, depth_key)
-            for i, (key, depth_key) in enumerate(cameras(self.pixel_keys, self.depth_keys))
+            for i, (key, depth_key) in enumerate(self.cameras)
         ]
         if self.has_state:
             inputs.append(observations['state'])

@@ -8,6 +8,8 @@ of the stacked frames, the newest last, even if there is one frame only.
 """
 
 import functools
+import itertools
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 
 import torch
@@ -22,7 +24,15 @@ _MOST_COLOURS = 4
 
 def cameras(pixel_keys: Sequence[str], depth_keys: Sequence[str] = ()) -> Iterator:
     """Iterate over the names of each camera's image and depth image, None where it has none."""
-    return zip(pixel_keys, depth_keys or [None] * len(pixel_keys), strict=True)
+    return itertools.zip_longest(pixel_keys, depth_keys)
+
+
+def seen_cameras(pixel_keys: Sequence[str], depth_keys: Sequence[str] = ()) -> list[tuple]:
+    """Return the same of those cameras that networks see.
+
+    As in the original these are all of them, or those that have a depth image if any has.
+    """
+    return [pair for pair in cameras(pixel_keys, depth_keys) if not depth_keys or pair[1]]
 
 
 # --- Checks ---------------------------------------------------------------------------------------
@@ -50,10 +60,10 @@ def check_observations(
         )
     if not pixel_keys:
         raise ValueError('pixel_keys is empty: there is no camera to see with')
-    if depth_keys and len(depth_keys) != len(pixel_keys):
+    if len(depth_keys) > len(pixel_keys):
         raise ValueError(
-            f'depth_keys={tuple(depth_keys)} must name one depth image for each of '
-            f'pixel_keys={tuple(pixel_keys)}, or be empty'
+            f'depth_keys={tuple(depth_keys)} names more depth images than there are cameras, '
+            f'pixel_keys={tuple(pixel_keys)}'
         )
     expected = (*pixel_keys, *depth_keys, *(['state'] if has_state else []))
     for key in expected:
@@ -96,8 +106,11 @@ def check_examples(observations: Mapping, config: Mapping) -> FrozenDict:
         ValueError: besides what `check_observations` refuses, for images that seem to have their
             axes in another order, or are smaller than the encoder's windows.
     """
-    pixel_keys = tuple(config['pixel_keys'])
-    check_observations(observations, pixel_keys, tuple(config['depth_keys']))
+    pixel_keys, depth_keys = tuple(config['pixel_keys']), tuple(config['depth_keys'])
+    if isinstance(observations, Mapping):
+        observations = {key: torch.as_tensor(image) for key, image in observations.items()}
+    check_observations(observations, pixel_keys, depth_keys)
+    _warn_of_unused(pixel_keys, depth_keys, config)
     for key in pixel_keys:
         height, width, channels = observations[key].shape[-4:-1]
         # No camera has so many: the channels, the frames or a batch stand before the height.
@@ -109,6 +122,25 @@ def check_examples(observations: Mapping, config: Mapping) -> FrozenDict:
         if config['encoder'] == 'd4pg' and config['cnn_padding'] != 'SAME':
             _check_windows(key, height, width, config)
     return FrozenDict({key: tuple(observations[key].shape[-4:]) for key in pixel_keys})
+
+
+def _warn_of_unused(pixel_keys, depth_keys, config):
+    """Say so where the original drops cameras or layers without a word."""
+    seen = {key for key, _ in seen_cameras(pixel_keys, depth_keys)}
+    unseen = [key for key in pixel_keys if key not in seen]
+    if unseen:
+        warnings.warn(
+            f'{", ".join(unseen)} will not be seen: depth_keys={depth_keys} names no depth image '
+            'for them',
+            stacklevel=2,
+        )
+    windows, layers = len(config['cnn_filters']), len(config['cnn_features'])
+    if config['encoder'] == 'd4pg' and windows < layers:
+        warnings.warn(
+            f'the encoder has {windows} layers, not {layers}: cnn_filters has no window for the '
+            'others',
+            stacklevel=2,
+        )
 
 
 def _check_windows(key, height, width, config):

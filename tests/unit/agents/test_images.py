@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from purerl.agents.jaxrl5 import drq, encoders, pixel_bc
-from purerl.core import trees
+from purerl.agents.jaxrl5 import drq, encoders, images, pixel_bc
+from purerl.core import random, trees
 from purerl.core.jit import CompiledFunction, jit, use_mode, vmap
 
 BATCH, ACTIONS, STACK = 4, 2, 2
@@ -302,14 +302,13 @@ def test_states_are_refused():
     [
         ({'encoder': 'impala'}, "encoder must be one of d4pg, resnet, not 'impala'"),
         ({'cnn_strides': (2,)}, r'cnn_strides=\(2,\) must have one entry per layer'),
-        ({'cnn_filters': (3,)}, r'cnn_filters=\(3,\) and .* must have one entry per layer'),
         ({'cnn_strides': (0, 1)}, r'cnn_strides must be at least 1 each, not \(0, 1\)'),
         ({'cnn_filters': (3, 0)}, r'cnn_filters must be at least 1 each, not \(3, 0\)'),
         ({'latent_dim': -1}, 'latent_dim must be at least 1, not -1'),
         ({'cnn_padding': 'CIRCULAR'}, "cnn_padding must be VALID or SAME, not 'CIRCULAR'"),
         ({'pixel_keys': ()}, 'pixel_keys is empty'),
         ({'pixel_keys': ('wrist',)}, "observations have no 'wrist'; they have pixels"),
-        ({'pixel_keys': ('pixels',), 'depth_keys': ('depth', 'far')}, 'one depth image for each'),
+        ({'pixel_keys': ('pixels',), 'depth_keys': ('depth', 'far')}, 'more depth images than'),
         ({'cnn_filters': (5, 3)}, r'images of 9x8, which are too small for cnn_filters=\(5, 3\)'),
     ],
 )
@@ -325,6 +324,32 @@ def test_windows_beyond_the_last_layer_are_left_out(name):
         assert torch.equal(x, y)
 
 
-def test_fewer_depths_than_cameras_are_refused():
-    with pytest.raises(ValueError, match=r"depth_keys=\('depth',\) must name one depth image for"):
-        make_agent('pixel_bc_normal', depth_keys=('depth',))
+@pytest.mark.parametrize('name', ['drq', 'pixel_bc'])
+def test_layers_without_a_window_are_left_out(name):
+    with pytest.warns(UserWarning, match='the encoder has 1 layers, not 2'):
+        agent = make_agent(name, cnn_filters=(3,))
+    (_, encoder), *_ = [(k, v) for k, v in agent.actor.params.items() if k.startswith('encoder')]
+    assert list(encoder) == ['Conv_0']
+
+
+def test_cameras_without_a_depth_are_shifted_and_not_seen():
+    with pytest.warns(UserWarning, match=r"wrist will not be seen: depth_keys=\('depth',\)"):
+        agent = make_agent('pixel_bc_normal', depth_keys=('depth',))
+    assert [key for key in agent.actor.params if 'encoder' in key] == ['encoder_0']
+    observations = make_batch('pixel_bc_normal')['observations']
+    seen = {key: torch.as_tensor(x) for key, x in observations.items()}
+    moved = images.augment(random.key(0), seen, ('pixels', 'wrist'), ('depth',))
+    without = images.augment(random.key(0), seen, ('pixels', 'wrist'))
+    for key in ('pixels', 'wrist'):
+        assert torch.equal(moved[key], without[key]) and not torch.equal(moved[key], seen[key])
+    assert not torch.equal(moved['depth'], seen['depth'])
+
+
+@pytest.mark.parametrize('name', ['drq', 'pixel_bc'])
+def test_examples_may_be_arrays(name):
+    case, config = CASES[name], CASES[name].config()
+    config.update({**SMALL, **case.overrides})
+    arrays = {key: image.numpy() for key, image in examples(case.shapes).items()}
+    agent = case.cls.create(0, arrays, np.zeros((1, ACTIONS), np.float32), config)
+    same = trees.leaves(make_agent(name).actor.params)
+    assert all(map(torch.equal, trees.leaves(agent.actor.params), same))
