@@ -429,6 +429,8 @@ def _generate(graph, leaves):
     options = dict(_INDUCTOR_OPTIONS)
     if native.has_claimed_vectors():
         options['cpp.vec_isa_ok'] = True
+    # Calls from C++ instead of Python; a CPU's kernels are short enough for that to show.
+    options['cpp_wrapper'] = _device_of(leaves) == _CPU and not _returns_lists(graph)
     dropped = set()
     with torch._inductor.config.patch(options):
         while True:
@@ -440,6 +442,13 @@ def _generate(graph, leaves):
                 if error.path in dropped or not _drop_damaged(error.path):
                     raise
                 dropped.add(error.path)
+
+
+def _returns_lists(graph):
+    """Whether an operator returns a list; from C++, TorchInductor mistakes one of length one."""
+    schemas = [getattr(node.target, '_schema', None) for node in graph.graph.nodes]
+    returns = [result for schema in schemas if schema is not None for result in schema.returns]
+    return any(isinstance(result.type, torch.ListType) for result in returns)
 
 
 def _drop_damaged(path: str | None) -> bool:

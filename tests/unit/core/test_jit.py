@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch._inductor.utils import run_and_get_code
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 
@@ -153,18 +154,28 @@ def test_new_shapes_are_new_programs():
     assert fn.num_programs == 3
 
 
-@pytest.mark.parametrize('mode', ['trace', 'inductor'])
-def test_equal_products_are_computed_once(mode):
+def _loss_and_its_product(x):
     def loss(x, w):
         return (x @ w).square().sum()
 
-    fn = jit(lambda x: (torch.func.grad(loss)(x, x), torch.tanh(x @ x)), mode=mode)
+    return torch.func.grad(loss)(x, x), torch.tanh(x @ x)
+
+
+def test_equal_products_are_computed_once():
+    fn = jit(_loss_and_its_product, mode='trace')
     x = torch.ones(3, 3)
     fn(x)
     with torch.profiler.profile() as profile:
         fn(x)
     counts = {event.key: event.count for event in profile.key_averages()}
     assert counts['aten::mm'] == 2  # the shared product, and the gradient's
+
+
+def test_equal_products_are_generated_once():
+    fn = jit(_loss_and_its_product, mode='inductor')
+    with torch._inductor.config.patch(force_disable_caches=True):
+        _, (code,) = run_and_get_code(fn, torch.ones(3, 3))
+    assert code.count('aoti_torch_cpu_mm_out') == 2
 
 
 def test_results_do_not_depend_on_strides():
