@@ -151,36 +151,12 @@ def _debias(decay: float, count: torch.Tensor) -> torch.Tensor:
 
     One unit in the last place of the power is 6e-5 of ``1 - 0.999``. The power of the float32
     decay is therefore taken in float64 and rounded: scalar, vectorised and generated code, and
-    XLA's, then agree on every bit.
+    XLA's, then agree on every bit. It is an exponential because Inductor computes one that has
+    several uses once, and a power again for every single parameter.
     """
-    if count.device.type == 'cpu':
-        return torch.ops.purerl.debias(count, decay)
-    power = float(np.float32(decay)) ** count.to(torch.float64)
+    decay = float(np.float32(decay))
+    power = torch.exp(count.to(torch.float64) * (math.log(decay) if decay else -math.inf))
     return 1 - power.to(torch.float32)
-
-
-# Opaque on a CPU: written inline, Inductor takes the power again for every single parameter.
-_library = torch.library.Library('purerl', 'FRAGMENT')
-_library.define('debias(Tensor count, float decay) -> Tensor', tags=(torch.Tag.pt2_compliant_tag,))
-
-
-def _debias_kernel(count: torch.Tensor, decay: float) -> torch.Tensor:
-    power = np.float64(np.float32(decay)) ** count.numpy().astype(np.float64)
-    return torch.from_numpy(np.asarray(np.float32(1) - power.astype(np.float32)))
-
-
-def _debias_batched(info, in_dims, count, decay):
-    return torch.ops.purerl.debias(count, decay), in_dims[0]
-
-
-_library.impl('debias', _debias_kernel, 'CPU')
-_library.impl('debias', torch.library.fallthrough_kernel, 'Autograd')
-torch.library.register_fake(
-    'purerl::debias',
-    lambda count, decay: count.new_empty(count.shape, dtype=torch.float32),
-    lib=_library,
-)
-torch.library.register_vmap('purerl::debias', _debias_batched, lib=_library)
 
 
 def _once(scalar: torch.Tensor) -> torch.Tensor:
@@ -192,6 +168,7 @@ def _once(scalar: torch.Tensor) -> torch.Tensor:
     return torch.ops.purerl.once(scalar) if scalar.device.type == 'cpu' else scalar
 
 
+_library = torch.library.Library('purerl', 'FRAGMENT')
 _library.define('once(Tensor scalar) -> Tensor', tags=(torch.Tag.pt2_compliant_tag,))
 _library.impl('once', torch.clone, 'CPU')
 _library.impl('once', torch.library.fallthrough_kernel, 'Autograd')
