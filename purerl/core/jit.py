@@ -445,10 +445,13 @@ def _generate(graph, leaves):
 
 
 def _returns_lists(graph):
-    """Whether an operator returns a list; from C++, TorchInductor mistakes one of length one."""
-    schemas = [getattr(node.target, '_schema', None) for node in graph.graph.nodes]
-    returns = [result for schema in schemas if schema is not None for result in schema.returns]
-    return any(isinstance(result.type, torch.ListType) for result in returns)
+    """Whether an operator of ours returns a list: one of length one is mistaken in C++."""
+    return any(
+        isinstance(result.type, torch.ListType)
+        for node in graph.graph.nodes
+        if getattr(node.target, 'namespace', 'aten') not in ('aten', 'prims')
+        for result in node.target._schema.returns
+    )
 
 
 def _drop_damaged(path: str | None) -> bool:
