@@ -8,6 +8,6 @@ diffusion      schedules, network and sampler of DDPM
 optim          optax's gradient transformations and schedules
 state          parameters, optimiser state and network together
 ops            small functions that agents share
-jit            compilation (products makes it faster on a CPU); loops has fori and cond
+jit            compilation (products, biases: faster on a CPU); loops has fori and cond
 checkpoint     trees on the disk; flax_io reads and writes Flax's, files writes atomically
 """

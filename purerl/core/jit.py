@@ -429,8 +429,12 @@ def _generate(graph, leaves):
     options = dict(_INDUCTOR_OPTIONS)
     if native.has_claimed_vectors():
         options['cpp.vec_isa_ok'] = True
-    # Calls from C++ instead of Python; a CPU's kernels are short enough for that to show.
-    options['cpp_wrapper'] = _device_of(leaves) == _CPU and not _returns_lists(graph)
+    if _device_of(leaves) == _CPU:
+        from purerl.core.biases import BiasesApart
+
+        options['post_grad_custom_post_pass'] = BiasesApart()
+        # Calls from C++ instead of Python: a CPU's kernels are short enough for that to show.
+        options['cpp_wrapper'] = not _returns_lists(graph)
     dropped = set()
     with torch._inductor.config.patch(options):
         while True:

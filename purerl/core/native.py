@@ -20,27 +20,59 @@ from pathlib import Path
 import torch
 
 _SOURCE = Path(__file__).with_name('threefry.c')
-# Contraction is off because the fused multiply-adds are written out where XLA has them.
+_FILE = str(_SOURCE).encode()  # PyTorch keeps the address of these bytes
+# Contraction is off because the fused multiply-adds are written out where XLA has them. What
+# PyTorch raises passes through.
 _FLAGS = (
     '-O3', '-march=native', '-ffp-contract=off', '-fno-math-errno', '-fno-trapping-math',
-    '-shared', '-fPIC',
+    '-fexceptions', '-shared', '-fPIC',
 )  # fmt: skip
 
-_POINTER, _SIZE = ctypes.c_void_p, ctypes.c_int64
-_SIGNATURES = {
-    'pairs': (_POINTER, _SIZE, _SIZE, _POINTER),
-    'pairs_at': (_POINTER, _SIZE, _SIZE, _POINTER, _SIZE, _POINTER),
-    'bits': (_POINTER, _SIZE, _SIZE, _POINTER),
-    'uniforms': (_POINTER, _SIZE, _SIZE, _POINTER),
-    'normals': (_POINTER, _SIZE, _SIZE, _POINTER),
-    'log_map': (_POINTER, _SIZE, _POINTER),
-    'log1p_map': (_POINTER, _SIZE, _POINTER),
-    'erfinv_map': (_POINTER, _SIZE, _POINTER),
-}
+_POINTER = ctypes.c_void_p
+
+# What threefry.c calls, in the order of its struct `torch`: PyTorch's stable C interface.
+_TORCH = (
+    'get_dim', 'get_sizes', 'get_strides', 'get_data_ptr', 'empty_strided',
+    'delete_tensor_object', 'check',
+)  # fmt: skip
 
 
-@functools.cache
-def library() -> ctypes.CDLL | None:
+def register(kernels: dict[str, str]) -> bool:
+    """Register C functions as the CPU kernels of operators.
+
+    PyTorch calls them without a detour through Python, compiled programs do so too.
+
+    Args:
+        kernels: names of functions in ``threefry.c``, by those of operators (of ``purerl``).
+
+    Returns:
+        Whether they were; they cannot be where there is no C compiler, or are not wanted.
+    """
+    library = _library()
+    if library is None:
+        return False
+    torch_library = ctypes.CDLL(torch._C.__file__)
+    try:
+        functions = [getattr(torch_library, f'aoti_torch_{name}') for name in _TORCH]
+        start, add = (
+            getattr(torch_library, f'aoti_torch_library_{name}') for name in ('init_impl', 'impl')
+        )
+    except AttributeError:  # a release of torch without this interface
+        return False
+    addresses = (_POINTER * len(functions))(
+        *[ctypes.cast(function, _POINTER).value for function in functions]
+    )
+    library.bind_torch(addresses)
+    handle = _POINTER()  # of a torch.library.Library, which is there to stay
+    failed = start(b'purerl', b'CPU', _FILE, ctypes.c_uint32(0), ctypes.byref(handle))
+    for operator, function in kernels.items():
+        failed |= add(handle, operator.encode(), ctypes.cast(getattr(library, function), _POINTER))
+    if failed:
+        raise RuntimeError(f'torch {torch.__version__} did not take the kernels of {_SOURCE.name}')
+    return True
+
+
+def _library() -> ctypes.CDLL | None:
     """Return the compiled kernels, or None where they cannot be had."""
     if os.environ.get('PURERL_NATIVE') == '0':
         return None
@@ -48,13 +80,9 @@ def library() -> ctypes.CDLL | None:
     if compiler is None:
         return None
     try:
-        kernels = ctypes.CDLL(str(_build(compiler)))
+        return ctypes.CDLL(str(_build(compiler)))
     except (OSError, subprocess.SubprocessError):
         return None
-    for name, argtypes in _SIGNATURES.items():
-        function = getattr(kernels, name)
-        function.argtypes, function.restype = argtypes, None
-    return kernels
 
 
 def _build(compiler: str) -> Path:

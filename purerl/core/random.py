@@ -72,15 +72,8 @@ def _threefry_inline(key: torch.Tensor, counts: torch.Tensor) -> tuple[torch.Ten
     return x0, x1
 
 
-# The CPU operators: C where a compiler is at hand (see `native`), else numpy, with the same bits.
-
-
-def _run_native(name: str, key: torch.Tensor, n: int, shape: tuple, dtype: torch.dtype):
-    key = key.contiguous()
-    out = torch.empty((*key.shape[:-1], *shape), dtype=dtype)
-    kernel = getattr(native.library(), name)
-    kernel(key.data_ptr(), key.numel() // 2, n, out.data_ptr())
-    return out
+# The CPU operators in numpy. Where a compiler is at hand they run in C instead (see `native`), with
+# the same bits.
 
 
 def _words(key: torch.Tensor, n: int) -> np.ndarray:
@@ -90,30 +83,17 @@ def _words(key: torch.Tensor, n: int) -> np.ndarray:
 
 
 def _pairs_kernel(key: torch.Tensor, n: int) -> torch.Tensor:
-    if native.library():
-        return _run_native('pairs', key, n, (n, 2), torch.int64)
     words = _threefry_numpy(key.numpy().astype(np.uint32), np.arange(n, dtype=np.uint32))
     return torch.from_numpy(np.stack(words, axis=-1).astype(np.int64))
 
 
 def _block_kernel(key: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
-    n = counts.shape[-1]
-    if native.library():
-        key, counts = key.contiguous(), counts.contiguous()
-        out = torch.empty((*key.shape[:-1], n, 2), dtype=torch.int64)
-        stride = n if counts.dim() > 1 else 0
-        native.library().pairs_at(
-            key.data_ptr(), key.numel() // 2, n, counts.data_ptr(), stride, out.data_ptr()
-        )
-        return out
     counts = (counts.numpy() & _MASK).astype(np.uint32)
     words = _threefry_numpy(key.numpy().astype(np.uint32), counts)
     return torch.from_numpy(np.stack(words, axis=-1).astype(np.int64))
 
 
 def _bits_kernel(key: torch.Tensor, n: int) -> torch.Tensor:
-    if native.library():
-        return _run_native('bits', key, n, (n,), torch.int64)
     return torch.from_numpy(_words(key, n).astype(np.int64))
 
 
@@ -127,14 +107,10 @@ def _unit_floats(words: np.ndarray) -> np.ndarray:
 
 
 def _uniform_kernel(key: torch.Tensor, n: int) -> torch.Tensor:
-    if native.library():
-        return _run_native('uniforms', key, n, (n,), torch.float32)
     return torch.from_numpy(_unit_floats(_words(key, n)))
 
 
 def _normal_kernel(key: torch.Tensor, n: int) -> torch.Tensor:
-    if native.library():
-        return _run_native('normals', key, n, (n,), torch.float32)
     u = _unit_floats(_words(key, n))
     u = np.maximum(_fma(u, _SPAN_TO_ONE, _ABOVE_MINUS_ONE), _ABOVE_MINUS_ONE)
     return torch.from_numpy(_xla_erfinv(u) * np.float32(_SQRT2))
@@ -250,12 +226,30 @@ def _xla_erf(x: np.ndarray) -> np.ndarray:
 
 _library = torch.library.Library('purerl', 'DEF')
 _TAGS = (torch.Tag.pt2_compliant_tag,)
+_KERNELS: dict[str, Callable] = {}  # in numpy, by the operators' names
+
+
+@functools.cache
+def _register_kernels() -> None:
+    """Give the operators their kernels, on first use: in C if it can be compiled, else in numpy."""
+    maps = {'log', 'log1p', 'erfinv'}
+    if not native.register({x: f'map_{x}' if x in maps else f'draw_{x}' for x in _KERNELS}):
+        for name, kernel in _KERNELS.items():
+            _library.impl(name, kernel, 'CPU')
+
+
+def _with_kernels(operator: Callable) -> Callable:
+    def call(*args):
+        _register_kernels()
+        return operator(*args)
+
+    return call
 
 
 def _define(name: str, schema: str, kernel, out_shape, out_dtype):
     """Register an opaque CPU operator whose first argument is a batch of keys."""
+    _KERNELS[name] = kernel
     _library.define(f'{name}{schema}', tags=_TAGS)
-    _library.impl(name, kernel, 'CPU')
     # Draws are constants of their keys: nothing to differentiate.
     _library.impl(name, torch.library.fallthrough_kernel, 'Autograd')
 
@@ -276,7 +270,7 @@ def _define(name: str, schema: str, kernel, out_shape, out_dtype):
         return operator(key, arg), 0
 
     torch.library.register_vmap(f'purerl::{name}', batched, lib=_library)
-    return operator
+    return _with_kernels(operator)
 
 
 _pairs_op = _define(
@@ -306,24 +300,19 @@ def _define_elementwise(name: str, function):
     _library.define(f'{name}(Tensor x) -> Tensor', tags=_TAGS)
 
     def kernel(x):
-        x = x.contiguous()
-        if native.library():
-            out = torch.empty_like(x)
-            getattr(native.library(), f'{name}_map')(x.data_ptr(), x.numel(), out.data_ptr())
-            return out
-        return torch.from_numpy(function(x.numpy().reshape(-1))).reshape(x.shape)
+        return torch.from_numpy(function(x.contiguous().numpy().reshape(-1))).reshape(x.shape)
 
     def fake(x):
         return x.new_empty(x.shape)
 
-    _library.impl(name, kernel, 'CPU')
+    _KERNELS[name] = kernel
     _library.impl(name, torch.library.fallthrough_kernel, 'Autograd')
     torch.library.register_fake(f'purerl::{name}', fake, lib=_library)
     operator = getattr(torch.ops.purerl, name)
     torch.library.register_vmap(
         f'purerl::{name}', lambda info, in_dims, x: (operator(x), in_dims[0]), lib=_library
     )
-    return operator
+    return _with_kernels(operator)
 
 
 _log_op = _define_elementwise('log', _xla_log)

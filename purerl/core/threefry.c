@@ -5,7 +5,9 @@
  * without branches, so that the compiler vectorises them.
  */
 #include <math.h>
+#include <stdbool.h>
 #include <stdint.h>
+#include <stdlib.h>
 #include <string.h>
 
 static inline uint32_t rotate(uint32_t x, int r) { return (x << r) | (x >> (32 - r)); }
@@ -103,7 +105,7 @@ static inline float normal(uint32_t word) {
 
 #define END_BLOCK }}
 
-void pairs(const int64_t *keys, int64_t num_keys, int64_t n, int64_t *out) {
+static void pairs(const int64_t *keys, int64_t num_keys, int64_t n, int64_t *out) {
     FOR_EACH_BLOCK(j)
     out[2 * (i * n + j)] = y0;
     out[2 * (i * n + j) + 1] = y1;
@@ -111,40 +113,160 @@ void pairs(const int64_t *keys, int64_t num_keys, int64_t n, int64_t *out) {
 }
 
 /* With one row of n counts for all keys (stride 0) or for each (stride n). */
-void pairs_at(const int64_t *keys, int64_t num_keys, int64_t n, const int64_t *counts,
-              int64_t stride, int64_t *out) {
+static void pairs_at(const int64_t *keys, int64_t num_keys, int64_t n, const int64_t *counts,
+                     int64_t stride, int64_t *out) {
     FOR_EACH_BLOCK(counts[i * stride + j])
     out[2 * (i * n + j)] = y0;
     out[2 * (i * n + j) + 1] = y1;
     END_BLOCK
 }
 
-void bits(const int64_t *keys, int64_t num_keys, int64_t n, int64_t *out) {
+static void bits(const int64_t *keys, int64_t num_keys, int64_t n, int64_t *out) {
     FOR_EACH_BLOCK(j)
     out[i * n + j] = y0 ^ y1;
     END_BLOCK
 }
 
-void uniforms(const int64_t *keys, int64_t num_keys, int64_t n, float *out) {
+static void uniforms(const int64_t *keys, int64_t num_keys, int64_t n, float *out) {
     FOR_EACH_BLOCK(j)
     out[i * n + j] = unit_float(y0 ^ y1);
     END_BLOCK
 }
 
-void normals(const int64_t *keys, int64_t num_keys, int64_t n, float *out) {
+static void normals(const int64_t *keys, int64_t num_keys, int64_t n, float *out) {
     FOR_EACH_BLOCK(j)
     out[i * n + j] = normal(y0 ^ y1);
     END_BLOCK
 }
 
-void log_map(const float *x, int64_t n, float *out) {
+static void log_map(const float *x, int64_t n, float *out) {
     for (int64_t i = 0; i < n; ++i) out[i] = xla_log(x[i]);
 }
 
-void log1p_map(const float *x, int64_t n, float *out) {
+static void log1p_map(const float *x, int64_t n, float *out) {
     for (int64_t i = 0; i < n; ++i) out[i] = xla_log1p(x[i]);
 }
 
-void erfinv_map(const float *x, int64_t n, float *out) {
+static void erfinv_map(const float *x, int64_t n, float *out) {
     for (int64_t i = 0; i < n; ++i) out[i] = xla_erfinv(x[i]);
 }
+
+/* --- PyTorch's operators -------------------------------------------------------------------------
+ * The kernels of what random.py defines. PyTorch calls them with a stack of arguments, whose
+ * tensors they own, and finds the result there (torch/csrc/stable/c/shim.h). Its functions are
+ * handed over by native.py, so that nothing has to be linked.
+ */
+typedef uint64_t Value;
+typedef void *Tensor;
+enum { CPU = 0, INT64 = 4, FLOAT32 = 6 };                   /* c10::DeviceType, c10::ScalarType */
+enum { MAX_DIM = 64, MAX_TAIL = 2 };
+
+static struct {
+    int32_t (*get_dim)(Tensor, int64_t *);
+    int32_t (*get_sizes)(Tensor, int64_t **);
+    int32_t (*get_strides)(Tensor, int64_t **);
+    int32_t (*get_data_ptr)(Tensor, void **);
+    int32_t (*empty_strided)(int64_t dim, const int64_t *sizes, const int64_t *strides,
+                             int32_t dtype, int32_t device, int32_t index, Tensor *);
+    int32_t (*delete_tensor_object)(Tensor);
+    void (*check)(bool, const char *function, const char *file, uint32_t line, const char *message);
+} torch;
+
+void bind_torch(void *const *functions) { memcpy(&torch, functions, sizeof torch); }
+
+/* Raises a RuntimeError unless it holds. */
+#define CHECK(condition, message) torch.check((condition), __func__, "threefry.c", __LINE__, message)
+
+typedef struct {
+    Tensor tensor;
+    int64_t dim, numel, *sizes;
+    const void *data;                                                    /* in order, no gaps */
+    void *copy;                                                    /* of it, if there were gaps */
+} Input;
+
+static Input take(Value value, size_t width) {
+    Input x = {.tensor = (Tensor)(uintptr_t)value, .numel = 1};
+    int64_t *strides;
+    void *data;
+    CHECK(!torch.get_dim(x.tensor, &x.dim) && !torch.get_sizes(x.tensor, &x.sizes)
+          && !torch.get_strides(x.tensor, &strides) && !torch.get_data_ptr(x.tensor, &data),
+          "the tensor cannot be read");
+    bool ordered = true;
+    for (int64_t d = x.dim - 1; d >= 0; --d) {
+        ordered &= x.sizes[d] == 1 || strides[d] == x.numel;
+        x.numel *= x.sizes[d];
+    }
+    x.data = data;
+    if (ordered || x.numel == 0) return x;
+    x.data = x.copy = malloc(x.numel * width);
+    CHECK(x.copy, "not enough memory");
+    for (int64_t i = 0; i < x.numel; ++i) {
+        int64_t rest = i, offset = 0;
+        for (int64_t d = x.dim - 1; d >= 0; rest /= x.sizes[d--])
+            offset += rest % x.sizes[d] * strides[d];
+        memcpy((char *)x.copy + i * width, (const char *)data + offset * width, width);
+    }
+    return x;
+}
+
+static void release(Input x) {
+    free(x.copy);
+    torch.delete_tensor_object(x.tensor);
+}
+
+/* Make the result: the first `dim` sizes of `x`, then those of `tail`. */
+static void *make(Input x, int64_t dim, int64_t num_tail, const int64_t *tail, int32_t dtype,
+                  Value *result) {
+    int64_t sizes[MAX_DIM + MAX_TAIL], strides[MAX_DIM + MAX_TAIL], numel = 1;
+    CHECK(dim <= MAX_DIM, "the tensor has more than 64 axes");
+    memcpy(sizes, x.sizes, dim * sizeof *sizes);
+    memcpy(sizes + dim, tail, num_tail * sizeof *sizes);
+    for (int64_t d = dim + num_tail - 1; d >= 0; --d) {
+        strides[d] = numel;
+        numel *= sizes[d] > 1 ? sizes[d] : 1;
+    }
+    Tensor out;
+    void *data;
+    CHECK(!torch.empty_strided(dim + num_tail, sizes, strides, dtype, CPU, 0, &out),
+          "no result of this size can be made");
+    CHECK(!torch.get_data_ptr(out, &data), "the result cannot be written");
+    *result = (Value)(uintptr_t)out;
+    return data;
+}
+
+/* (Tensor key, int n) -> Tensor */
+#define DRAW(name, kernel, dtype, num_tail)                                                     \
+    void name(Value *stack, uint64_t num_arguments, uint64_t num_results) {                     \
+        const Input keys = take(stack[0], sizeof(int64_t));                                     \
+        const int64_t n = (int64_t)stack[1], tail[] = {n, 2};                                   \
+        kernel(keys.data, keys.numel / 2, n,                                                    \
+               make(keys, keys.dim - 1, num_tail, tail, dtype, stack));                         \
+        release(keys);                                                                          \
+    }
+
+DRAW(draw_pairs, pairs, INT64, 2)
+DRAW(draw_bits, bits, INT64, 1)
+DRAW(draw_uniform, uniforms, FLOAT32, 1)
+DRAW(draw_normal, normals, FLOAT32, 1)
+
+/* (Tensor key, Tensor counts) -> Tensor */
+void draw_block(Value *stack, uint64_t num_arguments, uint64_t num_results) {
+    const Input keys = take(stack[0], sizeof(int64_t)), counts = take(stack[1], sizeof(int64_t));
+    const int64_t n = counts.sizes[counts.dim - 1], tail[] = {n, 2};
+    pairs_at(keys.data, keys.numel / 2, n, counts.data, counts.dim > 1 ? n : 0,
+             make(keys, keys.dim - 1, 2, tail, INT64, stack));
+    release(counts);
+    release(keys);
+}
+
+/* (Tensor x) -> Tensor */
+#define MAP(name, kernel)                                                                       \
+    void name(Value *stack, uint64_t num_arguments, uint64_t num_results) {                     \
+        const Input x = take(stack[0], sizeof(float));                                          \
+        kernel(x.data, x.numel, make(x, x.dim, 0, NULL, FLOAT32, stack));                       \
+        release(x);                                                                             \
+    }
+
+MAP(map_log, log_map)
+MAP(map_log1p, log1p_map)
+MAP(map_erfinv, erfinv_map)

@@ -1,5 +1,6 @@
 """The C kernels give the bits of the numpy code, and stand down where there is no compiler."""
 
+import os
 import subprocess
 import sys
 
@@ -8,43 +9,67 @@ import torch
 
 from purerl.core import native, random
 
-KERNELS = {
-    'pairs': random._pairs_kernel,
-    'bits': random._bits_kernel,
-    'uniform': random._uniform_kernel,
-    'normal': random._normal_kernel,
+KEYS = random.split(random.key(3), 6)
+LAYOUTS = {
+    'one': KEYS[0],
+    'several': KEYS,
+    'apart': KEYS[::2],
+    'transposed': KEYS.reshape(2, 3, 2).transpose(0, 1),
+    'expanded': KEYS[0].expand(2, 3, 2),
+    'none': KEYS[:0],
 }
 
 
-@pytest.fixture
-def without_native(monkeypatch):
-    def run(kernel, *args):
-        with monkeypatch.context() as patch:
-            patch.setattr(native, 'library', lambda: None)
-            return kernel(*args)
-
-    return run
+def on_numpy(name, *arguments):
+    return random._KERNELS[name](*[x.contiguous() for x in arguments[:1]], *arguments[1:])
 
 
-@pytest.mark.parametrize('name', KERNELS)
+@pytest.mark.parametrize('layout', LAYOUTS)
+@pytest.mark.parametrize('name', ['pairs', 'bits', 'uniform', 'normal'])
 @pytest.mark.parametrize('n', [0, 1, 7, 4099])
-def test_c_and_numpy_agree_on_every_bit(name, n, without_native):
-    assert native.library() is not None, 'this test needs a C compiler'
-    keys = random.split(random.key(3), 5)
-    expected = without_native(KERNELS[name], keys, n)
-    assert torch.equal(KERNELS[name](keys, n), expected)
-    assert torch.equal(KERNELS[name](keys[2], n), expected[2])
+def test_c_and_numpy_agree_on_every_bit(name, n, layout):
+    keys = LAYOUTS[layout]
+    result = getattr(torch.ops.purerl, name)(keys, n)
+    assert torch.equal(result, on_numpy(name, keys, n))
+    assert result.is_contiguous()
 
 
-def test_without_a_compiler_numpy_serves():
+@pytest.mark.parametrize('layout', LAYOUTS)
+def test_counts_are_shared_by_all_keys_or_each_has_its_own(layout):
+    keys = LAYOUTS[layout]
+    shared = torch.tensor([5, 2**32 - 1, 0, 9])[::2]
+    rows = torch.arange(keys.shape[:-1].numel() * 3).reshape(*keys.shape[:-1], 3).flip(-1)
+    for counts in (shared, rows):
+        result = torch.ops.purerl.block(keys, counts)
+        assert torch.equal(result, on_numpy('block', keys, counts))
+
+
+@pytest.mark.parametrize('name', ['log', 'log1p', 'erfinv'])
+def test_functions_of_numbers_in_any_layout(name):
+    x = random.uniform(KEYS[0], (5, 4, 3))
+    for numbers in (x, x[0, 0, 0], x.transpose(0, 2), x[:, ::2], x[:0]):
+        result = getattr(torch.ops.purerl, name)(numbers)
+        assert torch.equal(result, on_numpy(name, numbers))
+
+
+def test_what_does_not_fit_into_memory_is_an_error():
+    # The message shows, too, that it is the kernels in C that these tests compare with numpy's.
+    with pytest.raises(RuntimeError, match='no result of this size can be made'):
+        torch.ops.purerl.normal(KEYS[0], 10**15)
+
+
+@pytest.mark.parametrize('environment', [{'PATH': ''}, {'PURERL_NATIVE': '0'}])
+def test_numpy_serves_without_a_compiler_or_when_asked_for(environment):
     program = (
-        'from purerl.core import native, random\n'
-        'assert native.library() is None\n'
-        'print(random.normal(random.key(0), (3,)).tolist())'
+        'from purerl.core import random\n'
+        'used, kernel = [], random._KERNELS["normal"]\n'
+        'random._KERNELS["normal"] = lambda *x: used.append(x) or kernel(*x)\n'
+        'print(random.normal(random.key(0), (3,)).tolist())\n'
+        'assert used\n'
     )
     result = subprocess.run(
         [sys.executable, '-c', program],
-        env={'PATH': '', 'PURERL_NATIVE': '1'},
+        env={k: v for k, v in os.environ.items() if k not in ('CC', 'PURERL_NATIVE')} | environment,
         capture_output=True,
         text=True,
         check=True,
@@ -52,13 +77,9 @@ def test_without_a_compiler_numpy_serves():
     assert result.stdout.strip() == str(random.normal(random.key(0), (3,)).tolist())
 
 
-def test_the_environment_switches_it_off(monkeypatch):
-    monkeypatch.setenv('PURERL_NATIVE', '0')
-    native.library.cache_clear()
-    try:
-        assert native.library() is None
-    finally:
-        native.library.cache_clear()
+def test_a_torch_without_the_interface_is_left_to_numpy(monkeypatch):
+    monkeypatch.setattr(native, '_TORCH', (*native._TORCH, 'no_such_function'))
+    assert not native.register({})
 
 
 def test_vector_instructions_are_asked_for_once(monkeypatch, tmp_path):

@@ -1,6 +1,8 @@
 """random against jax.random: keys, bits and integers exactly, floats bit for bit on a CPU."""
 
+import contextlib
 import random as python_random
+import warnings
 
 import jax
 import jax.experimental
@@ -10,7 +12,7 @@ import pytest
 import torch
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from purerl.core import native, random
+from purerl.core import random
 from purerl.core.jit import jit
 
 MASK = 0xFFFFFFFF
@@ -570,15 +572,32 @@ def test_draws_are_constants_under_grad():
     torch.testing.assert_close(torch.func.grad(loss)(torch.tensor(2.0)), expected)
 
 
-def test_numpy_kernels_equal_compiled_ones(monkeypatch):
+@pytest.fixture
+def numpy_kernels():
+    @contextlib.contextmanager
+    def use():
+        library = torch.library.Library('purerl', 'IMPL')
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter('ignore')  # of kernels that override others
+                for name, kernel in random._KERNELS.items():
+                    library.impl(name, kernel, 'CPU', allow_override=True)
+            yield
+        finally:
+            library._destroy()
+
+    return use
+
+
+def test_numpy_kernels_equal_compiled_ones(numpy_kernels):
     def draws(key):
         return [*all_draws(key), *(draw(random, key, (5001,)) for draw in DRAWS.values())]
 
     keys = torch.tensor(KEYS)
     expected, batched = looped(draws, keys), torch.func.vmap(draws)(keys)
-    monkeypatch.setattr(native, 'library', lambda: None)
-    assert_all_equal(looped(draws, keys), expected)
-    assert_all_equal(torch.func.vmap(draws)(keys), batched)
+    with numpy_kernels():
+        assert_all_equal(looped(draws, keys), expected)
+        assert_all_equal(torch.func.vmap(draws)(keys), batched)
 
 
 @pytest.mark.parametrize('traced', [False, True])
