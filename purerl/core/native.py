@@ -15,6 +15,7 @@ import platform
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -37,16 +38,13 @@ _TORCH = (
 )  # fmt: skip
 
 
-def register(kernels: dict[str, str]) -> bool:
-    """Register C functions as the CPU kernels of operators.
+def register(operators: Iterable[str]) -> bool:
+    """Register the functions of ``threefry.c`` as the CPU kernels of operators (of ``purerl``).
 
-    PyTorch calls them without a detour through Python, compiled programs do so too.
-
-    Args:
-        kernels: names of functions in ``threefry.c``, by those of operators (of ``purerl``).
+    PyTorch, and what it compiles, then calls them without a detour through Python.
 
     Returns:
-        Whether they were; they cannot be where there is no C compiler, or are not wanted.
+        Whether that was done; not where there is no C compiler, or it is not wanted.
     """
     library = _library()
     if library is None:
@@ -65,8 +63,9 @@ def register(kernels: dict[str, str]) -> bool:
     library.bind_torch(addresses)
     handle = _POINTER()  # of a torch.library.Library, which is there to stay
     failed = start(b'purerl', b'CPU', _FILE, ctypes.c_uint32(0), ctypes.byref(handle))
-    for operator, function in kernels.items():
-        failed |= add(handle, operator.encode(), ctypes.cast(getattr(library, function), _POINTER))
+    for name in operators:
+        kernel = ctypes.cast(getattr(library, f'op_{name}'), _POINTER)
+        failed |= add(handle, name.encode(), kernel)
     if failed:
         raise RuntimeError(f'torch {torch.__version__} did not take the kernels of {_SOURCE.name}')
     return True

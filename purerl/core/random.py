@@ -232,8 +232,7 @@ _KERNELS: dict[str, Callable] = {}  # in numpy, by the operators' names
 @functools.cache
 def _register_kernels() -> None:
     """Give the operators their kernels, on first use: in C if it can be compiled, else in numpy."""
-    maps = {'log', 'log1p', 'erfinv'}
-    if not native.register({x: f'map_{x}' if x in maps else f'draw_{x}' for x in _KERNELS}):
+    if not native.register(_KERNELS):
         for name, kernel in _KERNELS.items():
             _library.impl(name, kernel, 'CPU')
 

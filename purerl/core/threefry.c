@@ -152,9 +152,10 @@ static void erfinv_map(const float *x, int64_t n, float *out) {
 }
 
 /* --- PyTorch's operators -------------------------------------------------------------------------
- * The kernels of what random.py defines. PyTorch calls them with a stack of arguments, whose
- * tensors they own, and finds the result there (torch/csrc/stable/c/shim.h). Its functions are
- * handed over by native.py, so that nothing has to be linked.
+ * The kernels of what random.py defines, each named op_ and the operator's name. PyTorch calls them
+ * with a stack of arguments, whose tensors they own, and finds the result there (its
+ * torch/csrc/stable/c/shim.h). What they call of PyTorch is handed over by native.py, so that
+ * nothing has to be linked.
  */
 typedef uint64_t Value;
 typedef void *Tensor;
@@ -244,13 +245,13 @@ static void *make(Input x, int64_t dim, int64_t num_tail, const int64_t *tail, i
         release(keys);                                                                          \
     }
 
-DRAW(draw_pairs, pairs, INT64, 2)
-DRAW(draw_bits, bits, INT64, 1)
-DRAW(draw_uniform, uniforms, FLOAT32, 1)
-DRAW(draw_normal, normals, FLOAT32, 1)
+DRAW(op_pairs, pairs, INT64, 2)
+DRAW(op_bits, bits, INT64, 1)
+DRAW(op_uniform, uniforms, FLOAT32, 1)
+DRAW(op_normal, normals, FLOAT32, 1)
 
 /* (Tensor key, Tensor counts) -> Tensor */
-void draw_block(Value *stack, uint64_t num_arguments, uint64_t num_results) {
+void op_block(Value *stack, uint64_t num_arguments, uint64_t num_results) {
     const Input keys = take(stack[0], sizeof(int64_t)), counts = take(stack[1], sizeof(int64_t));
     const int64_t n = counts.sizes[counts.dim - 1], tail[] = {n, 2};
     pairs_at(keys.data, keys.numel / 2, n, counts.data, counts.dim > 1 ? n : 0,
@@ -267,6 +268,6 @@ void draw_block(Value *stack, uint64_t num_arguments, uint64_t num_results) {
         release(x);                                                                             \
     }
 
-MAP(map_log, log_map)
-MAP(map_log1p, log1p_map)
-MAP(map_erfinv, erfinv_map)
+MAP(op_log, log_map)
+MAP(op_log1p, log1p_map)
+MAP(op_erfinv, erfinv_map)
