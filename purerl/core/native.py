@@ -1,6 +1,6 @@
 """What is native: the C kernels of `random`, vector instructions, the C library's allocator.
 
-The kernels (``threefry.c``) are compiled on first use and kept for later processes.
+The kernels (``threefry.c``) are compiled on first import and kept for later processes.
 
 They return the bits that the numpy code in `random` returns, 20 to 60 times faster. Where there is
 no C compiler, or with ``PURERL_NATIVE=0`` in the environment, numpy serves.

@@ -229,22 +229,6 @@ _TAGS = (torch.Tag.pt2_compliant_tag,)
 _KERNELS: dict[str, Callable] = {}  # in numpy, by the operators' names
 
 
-@functools.cache
-def _register_kernels() -> None:
-    """Give the operators their kernels, on first use: in C if it can be compiled, else in numpy."""
-    if not native.register(_KERNELS):
-        for name, kernel in _KERNELS.items():
-            _library.impl(name, kernel, 'CPU')
-
-
-def _with_kernels(operator: Callable) -> Callable:
-    def call(*args):
-        _register_kernels()
-        return operator(*args)
-
-    return call
-
-
 def _define(name: str, schema: str, kernel, out_shape, out_dtype):
     """Register an opaque CPU operator whose first argument is a batch of keys."""
     _KERNELS[name] = kernel
@@ -269,7 +253,7 @@ def _define(name: str, schema: str, kernel, out_shape, out_dtype):
         return operator(key, arg), 0
 
     torch.library.register_vmap(f'purerl::{name}', batched, lib=_library)
-    return _with_kernels(operator)
+    return operator
 
 
 _pairs_op = _define(
@@ -311,12 +295,16 @@ def _define_elementwise(name: str, function):
     torch.library.register_vmap(
         f'purerl::{name}', lambda info, in_dims, x: (operator(x), in_dims[0]), lib=_library
     )
-    return _with_kernels(operator)
+    return operator
 
 
 _log_op = _define_elementwise('log', _xla_log)
 _log1p_op = _define_elementwise('log1p', _xla_log1p)
 _erfinv_op = _define_elementwise('erfinv', _xla_erfinv)
+
+if not native.register(_KERNELS):
+    for _name, _kernel in _KERNELS.items():
+        _library.impl(_name, _kernel, 'CPU')
 
 
 def _opaque(x: torch.Tensor) -> bool:
