@@ -1,9 +1,8 @@
-"""What is native: the C kernels of `random`, vector instructions, the C library's allocator.
+"""What is native: kernels in C, vector instructions, the C library's allocator.
 
-The kernels (``threefry.c``) are compiled on first import and kept for later processes.
-
-They return the bits that the numpy code in `random` returns, 20 to 60 times faster. Where there is
-no C compiler, or with ``PURERL_NATIVE=0`` in the environment, numpy serves.
+The kernels (``kernels.c``) are compiled on first import and kept for later processes. Those of
+`random` return the bits that its numpy code returns, 20 to 60 times faster. Where there is no C
+compiler, or with ``PURERL_NATIVE=0`` in the environment, Python serves.
 """
 
 import contextlib
@@ -15,12 +14,12 @@ import platform
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import torch
 
-_SOURCE = Path(__file__).with_name('threefry.c')
+_SOURCE = Path(__file__).with_name('kernels.c')
 _FILE = str(_SOURCE).encode()  # PyTorch keeps the address of these bytes
 # Contraction is off because the fused multiply-adds are written out where XLA has them. What
 # PyTorch raises passes through.
@@ -31,17 +30,24 @@ _FLAGS = (
 
 _POINTER = ctypes.c_void_p
 
-# What threefry.c calls, in the order of its struct `torch`: PyTorch's stable C interface.
-_TORCH = (
-    'get_dim', 'get_sizes', 'get_strides', 'get_data_ptr', 'empty_strided',
-    'delete_tensor_object', 'check',
-)  # fmt: skip
+# What kernels.c calls of PyTorch's stable C interface, by its structs and in their order.
+_FUNCTIONS = {
+    'torch': (
+        'get_dim', 'get_sizes', 'get_strides', 'get_data_ptr', 'empty_strided',
+        'delete_tensor_object', 'check',
+    ),
+    'onednn': ('_reinterpret_tensor', 'cpu__linear_pointwise'),
+}  # fmt: skip
 
 
-def register(operators: Iterable[str]) -> bool:
-    """Register the functions of ``threefry.c`` as the CPU kernels of operators (of ``purerl``).
+def register(operators: Iterable[str], structs: Sequence[str] = ('torch',)) -> bool:
+    """Register the functions of ``kernels.c`` as the CPU kernels of operators (of ``purerl``).
 
     PyTorch, and what it compiles, then calls them without a detour through Python.
+
+    Args:
+        operators: names.
+        structs: which of the functions in ``kernels.c`` they need.
 
     Returns:
         Whether that was done; not where there is no C compiler, or it is not wanted.
@@ -51,16 +57,13 @@ def register(operators: Iterable[str]) -> bool:
         return False
     torch_library = ctypes.CDLL(torch._C.__file__)
     try:
-        functions = [getattr(torch_library, f'aoti_torch_{name}') for name in _TORCH]
-        start, add = (
-            getattr(torch_library, f'aoti_torch_library_{name}') for name in ('init_impl', 'impl')
-        )
-    except AttributeError:  # a release of torch without this interface
+        start, add = (_function(torch_library, f'library_{name}') for name in ('init_impl', 'impl'))
+        for struct in structs:
+            functions = [_function(torch_library, name) for name in _FUNCTIONS[struct]]
+            addresses = [ctypes.cast(function, _POINTER).value for function in functions]
+            getattr(library, f'bind_{struct}')((_POINTER * len(addresses))(*addresses))
+    except AttributeError:  # a torch without this interface
         return False
-    addresses = (_POINTER * len(functions))(
-        *[ctypes.cast(function, _POINTER).value for function in functions]
-    )
-    library.bind_torch(addresses)
     handle = _POINTER()  # of a torch.library.Library, which is there to stay
     failed = start(b'purerl', b'CPU', _FILE, ctypes.c_uint32(0), ctypes.byref(handle))
     for name in operators:
@@ -71,6 +74,11 @@ def register(operators: Iterable[str]) -> bool:
     return True
 
 
+def _function(torch_library, name):
+    return getattr(torch_library, f'aoti_torch_{name}')
+
+
+@functools.cache
 def _library() -> ctypes.CDLL | None:
     """Return the compiled kernels, or None where they cannot be had."""
     if os.environ.get('PURERL_NATIVE') == '0':
@@ -88,7 +96,7 @@ def _build(compiler: str) -> Path:
     """Compile unless this source was compiled before by this compiler on this kind of machine."""
     identity = (_SOURCE.read_bytes(), compiler.encode(), ' '.join(_FLAGS).encode(), _machine())
     digest = hashlib.sha256(b'\0'.join(identity)).hexdigest()[:16]
-    path = _cache_folder() / f'threefry-{digest}.so'
+    path = _cache_folder() / f'kernels-{digest}.so'
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=path.parent) as folder:

@@ -9,6 +9,8 @@ import math
 
 import torch
 
+from purerl.core import native
+
 _LARGE = 2**26  # multiplications: 256 x 512 by 512 x 512
 
 _library = torch.library.Library('purerl', 'FRAGMENT')
@@ -19,7 +21,6 @@ def _product_kernel(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     return torch.ops.mkldnn._linear_pointwise.default(x, y.mT, None, 'none', [], '')
 
 
-_library.impl('product', _product_kernel, 'CPU')
 _library.impl('product', torch.library.fallthrough_kernel, 'Autograd')
 torch.library.register_fake(
     'purerl::product', lambda x, y: x.new_empty(x.shape[0], y.shape[1]), lib=_library
@@ -29,6 +30,10 @@ torch.library.register_fake(
 def is_available() -> bool:
     """Whether this torch has oneDNN."""
     return torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, '_linear_pointwise')
+
+
+if not (is_available() and native.register(['product'], ('torch', 'onednn'))):
+    _library.impl('product', _product_kernel, 'CPU')
 
 
 def by_onednn(graph: torch.fx.Graph) -> None:

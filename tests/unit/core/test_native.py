@@ -74,7 +74,7 @@ def test_numpy_serves_without_a_compiler_or_when_asked_for(environment):
 
 
 def test_a_torch_without_the_interface_is_left_to_numpy(monkeypatch):
-    monkeypatch.setattr(native, '_TORCH', (*native._TORCH, 'no_such_function'))
+    monkeypatch.setitem(native._FUNCTIONS, 'torch', ('get_dim', 'no_such_function'))
     assert not native.register(())
 
 

@@ -60,3 +60,15 @@ def test_compiled_gradients_equal_eager_ones():
     gradient = jit.jit(torch.func.grad(loss), mode='inductor')
     torch.testing.assert_close(gradient(kernel, x), torch.func.grad(loss)(kernel, x))
     torch.testing.assert_close(gradient(kernel, x), gradient(kernel, x), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize('transposed', [False, True])
+def test_the_kernel_in_c_is_the_one_in_python(transposed):
+    x = normal(64, 32)
+    y = normal(3, 48, 32)[1].mT if transposed else normal(3, 32, 48)[1]
+    assert torch.equal(PRODUCT(x, y), products._product_kernel(x, y))
+
+
+def test_matrices_that_do_not_fit_are_an_error():
+    with pytest.raises(RuntimeError, match='oneDNN cannot multiply these matrices'):
+        PRODUCT(normal(4, 3), normal(4, 5))

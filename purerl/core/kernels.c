@@ -1,6 +1,7 @@
-/* JAX's threefry2x32 stream and XLA's elementary functions for a CPU, for random.py.
+/* CPU kernels: JAX's threefry2x32 stream and XLA's elementary functions, for random.py; products by
+ * oneDNN, for products.py.
  *
- * The same formulas stand in random.py in numpy, which serves where there is no C compiler. Compile
+ * The same formulas stand there in Python, which serves where there is no C compiler. Compile
  * with -ffp-contract=off: fused multiply-adds stand exactly where XLA has them. Loops are written
  * without branches, so that the compiler vectorises them.
  */
@@ -176,7 +177,7 @@ static struct {
 void bind_torch(void *const *functions) { memcpy(&torch, functions, sizeof torch); }
 
 /* Raises a RuntimeError unless it holds. */
-#define CHECK(condition, message) torch.check((condition), __func__, "threefry.c", __LINE__, message)
+#define CHECK(condition, message) torch.check((condition), __func__, "kernels.c", __LINE__, message)
 
 typedef struct {
     Tensor tensor;
@@ -271,3 +272,29 @@ void op_block(Value *stack, uint64_t num_arguments, uint64_t num_results) {
 MAP(op_log, log_map)
 MAP(op_log1p, log1p_map)
 MAP(op_erfinv, erfinv_map)
+
+static struct {
+    int32_t (*reinterpret_tensor)(Tensor, int64_t dim, const int64_t *sizes, const int64_t *strides,
+                                  int64_t further_offset, Tensor *);
+    int32_t (*linear)(Tensor x, Tensor weight, Tensor *bias, const char *function,
+                      const double **scalars, int64_t num_scalars, const char **algorithm, Tensor *);
+} onednn;
+
+void bind_onednn(void *const *functions) { memcpy(&onednn, functions, sizeof onednn); }
+
+/* (Tensor x, Tensor y) -> Tensor, of two matrices */
+void op_product(Value *stack, uint64_t num_arguments, uint64_t num_results) {
+    Tensor x = (Tensor)(uintptr_t)stack[0], y = (Tensor)(uintptr_t)stack[1], weight, out;
+    int64_t *sizes, *strides;
+    CHECK(!torch.get_sizes(y, &sizes) && !torch.get_strides(y, &strides),
+          "the tensor cannot be read");
+    const int64_t swapped[] = {sizes[1], sizes[0]}, steps[] = {strides[1], strides[0]};
+    CHECK(!onednn.reinterpret_tensor(y, 2, swapped, steps, 0, &weight),
+          "the matrix cannot be transposed");
+    CHECK(!onednn.linear(x, weight, NULL, "none", NULL, 0, NULL, &out),
+          "oneDNN cannot multiply these matrices");
+    torch.delete_tensor_object(weight);
+    torch.delete_tensor_object(y);
+    torch.delete_tensor_object(x);
+    stack[0] = (Value)(uintptr_t)out;
+}
