@@ -131,7 +131,7 @@ def mode_for(num_updates: int, wide: bool) -> str:
     Code generation costs 20 to 30 seconds once and saves 3 to 15 milliseconds per update.
 
     Args:
-        num_updates: planned calls of the compiled update.
+        num_updates: planned updates, counted for each seed under vmap.
         wide: whether the networks are 512 units wide or more.
     """
     worthwhile = num_updates >= (2_000 if wide else 10_000)

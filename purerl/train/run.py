@@ -268,7 +268,7 @@ class Run:
         """Write what the run is made of, or compare it with what an earlier one wrote.
 
         Args:
-            planned_updates: number of updates, from which the compilation mode is chosen.
+            planned_updates: number of updates of a seed, from which the compilation mode is chosen.
             total: number of steps, for the progress bar.
             example_batch: `observations` and `actions` of which agents are created.
 
@@ -333,7 +333,8 @@ class Run:
                 return jit.get_mode()
             except ValueError as error:
                 raise RunError(f'PURERL_JIT: {error}') from error
-        return jit.mode_for(planned_updates, is_wide(self.agent.config))
+        updates = planned_updates * self.settings.num_seeds
+        return jit.mode_for(updates, is_wide(self.agent.config))
 
     def _write_description(self, mode, example_batch):
         flags = {'loop': self.loop, 'agent': self.agent.path, **dataclasses.asdict(self.settings)}

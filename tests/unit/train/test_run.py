@@ -217,11 +217,14 @@ def test_a_resumed_run_keeps_its_mode(tmp_path, monkeypatch):
         assert jit.get_mode() == 'off'
 
 
-@pytest.mark.parametrize(('planned', 'mode'), [(100, 'trace'), (1_000_000, 'inductor')])
-def test_the_mode_follows_the_planned_updates(tmp_path, monkeypatch, planned, mode):
+@pytest.mark.parametrize(
+    ('planned', 'num_seeds', 'mode'),
+    [(100, 1, 'trace'), (1_000_000, 1, 'inductor'), (4_000, 2, 'trace'), (4_000, 4, 'inductor')],
+)
+def test_the_mode_follows_the_planned_updates(tmp_path, monkeypatch, planned, num_seeds, mode):
     monkeypatch.delenv('PURERL_JIT', raising=False)
     monkeypatch.setattr(jit, '_has_compiler', lambda: True)
-    with begun(tmp_path, total=planned, jit='auto'):
+    with begun(tmp_path, total=planned, jit='auto', num_seeds=num_seeds):
         assert read_json(tmp_path / 'run/versions.json')['jit'] == mode
 
 
