@@ -153,10 +153,9 @@ static void erfinv_map(const float *x, int64_t n, float *out) {
 }
 
 /* --- PyTorch's operators -------------------------------------------------------------------------
- * The kernels of what random.py defines, each named op_ and the operator's name. PyTorch calls them
- * with a stack of arguments, whose tensors they own, and finds the result there (its
- * torch/csrc/stable/c/shim.h). What they call of PyTorch is handed over by native.py, so that
- * nothing has to be linked.
+ * Each kernel is named op_ and the name of the operator in Python. PyTorch calls them with a stack
+ * of arguments, whose tensors they own, and finds the result there (its torch/csrc/stable/c/shim.h).
+ * What they call of PyTorch is handed over by native.py, so that nothing has to be linked.
  */
 typedef uint64_t Value;
 typedef void *Tensor;
