@@ -42,8 +42,10 @@ _NUM_ENVS = flags.DEFINE_integer('num_envs', 1, 'Environments; a divisor of roun
 _VECTORIZATION = flags.DEFINE_enum('vectorization_mode', 'sync', MODES, 'How they are stepped.')
 
 
-def train_ours(algorithm: str, opened: contextlib.ExitStack) -> Callable[[int], None]:
-    """Return a function that goes on training with this library for so many steps.
+def train_ours(algorithm: str, opened: contextlib.ExitStack) -> Callable[[int], int]:
+    """Return a function that goes on training with this library for at least so many steps.
+
+    It returns how many it took: rounds are not cut.
 
     Args:
         algorithm: one of `--algorithms`.
@@ -61,7 +63,8 @@ def train_ours(algorithm: str, opened: contextlib.ExitStack) -> Callable[[int], 
         num_envs=_NUM_ENVS.value,
         vectorization_mode=_VECTORIZATION.value,
         batch_size=_BATCH.value,
-        buffer_size=_STEPS.value + _WARMUP.value,
+        # An episode has to fit.
+        buffer_size=max(_STEPS.value + _WARMUP.value, Settings.test_timesteps),
         warmup=1,
     )
     world = opened.enter_context(contextlib.closing(World(agent, settings, 0)))
@@ -71,16 +74,17 @@ def train_ours(algorithm: str, opened: contextlib.ExitStack) -> Callable[[int], 
     learner = Learner(create_agents(agent, [0], example)[0], 1)
 
     def train(steps):
-        last = world.steps + steps
+        first, last = world.steps, world.steps + steps
         with jit.use_mode(_MODE.value):
             # An episode has to end before the first update, which belongs to the warm-up.
             while world.steps < last or world.updates == 0:
                 run_iteration(learner, [world])
+        return world.steps - first
 
     return train
 
 
-def train_theirs(algorithm: str) -> Callable[[int], None]:
+def train_theirs(algorithm: str) -> Callable[[int], int]:
     """Return the same of Stable-Baselines3's algorithm of that name."""
     import stable_baselines3
 
@@ -95,10 +99,16 @@ def train_theirs(algorithm: str) -> Callable[[int], None]:
         device='cpu',
         seed=0,
     )
-    return lambda steps: model.learn(steps, reset_num_timesteps=False)
+
+    def train(steps):
+        first = model.num_timesteps
+        model.learn(steps, reset_num_timesteps=False)
+        return model.num_timesteps - first
+
+    return train
 
 
-def by_turns(trainings: list[Callable[[int], None]]) -> list[list[float]]:
+def by_turns(trainings: list[Callable[[int], int]]) -> list[list[float]]:
     """Warm up, then train by turns; return each one's steps per second in each turn."""
     for train in trainings:
         train(_WARMUP.value)
@@ -107,8 +117,8 @@ def by_turns(trainings: list[Callable[[int], None]]) -> list[list[float]]:
     for _ in range(_TURNS.value):
         for rate, train in zip(rates, trainings, strict=True):
             start = time.perf_counter()
-            train(steps)
-            rate.append(steps / (time.perf_counter() - start))
+            taken = train(steps)
+            rate.append(taken / (time.perf_counter() - start))
     return rates
 
 

@@ -15,19 +15,22 @@ from purerl.core import jit
 
 _JIT = flags.DEFINE_enum(
     'jit',
-    os.environ.get('PURERL_JIT', 'trace'),
+    None,
     jit.MODES,
-    'How updates are compiled; the environment variable PURERL_JIT changes the default.',
+    'How updates are compiled; by default as the environment variable PURERL_JIT says, else trace.',
 )
 
 
 def main(argv):
     if len(argv) < 2:
         raise app.UsageError('name at least one recording or folder')
+    mode = _JIT.value or os.environ.get('PURERL_JIT', 'trace')
+    if mode not in jit.MODES:
+        raise app.UsageError(f'PURERL_JIT must be {", ".join(jit.MODES)}, not {mode!r}')
     paths = recordings(argv[1:])
     failed = 0
     for path in paths:
-        passed, lines = replay_file(path, _JIT.value)
+        passed, lines = replay_file(path, mode)
         print(lines, flush=True)
         failed += not passed
     print(f'{len(paths) - failed} passed, {failed} failed')

@@ -95,7 +95,7 @@ def load(path: str | pathlib.Path) -> Case:
         with safe_open(path, 'np') as file:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (OSError, SafetensorError, TypeError, ValueError) as error:
+    except (AttributeError, OSError, SafetensorError, TypeError, ValueError) as error:
         raise CaseError(f'not a readable safetensors file ({_one_line(error)})') from error
     missing = [key for key in ('system', 'agent', 'case', 'seed', 'config') if key not in metadata]
     if missing:
@@ -124,7 +124,7 @@ def _one_line(error: BaseException) -> str:
 def _parse(key: str, text: str):
     try:
         return _tuples(json.loads(text))
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise CaseError(f'the metadata entry {key} is not JSON ({error})') from error
 
 
@@ -145,6 +145,8 @@ _REQUIRED_VERSIONS = {
 
 def _check_versions(metadata: dict[str, str]) -> None:
     versions = _parse('versions', metadata.get('versions', '{}'))
+    if not isinstance(versions, dict):
+        raise CaseError('the metadata entry versions is not a JSON object')
     for name, required in _REQUIRED_VERSIONS.items():
         if versions.get(name, required) is not required:
             raise CaseError(f'recorded with {name}={versions[name]}, purerl reproduces {required}')

@@ -75,7 +75,7 @@ def _replayer(case: Case):
         subjects = {**rrd_data.SUBJECTS, **rrd_envs.SUBJECTS, **rrd_learner.SUBJECTS}
         return subjects.get(case.agent, rrd.replay_agent)
     if case.system not in FAMILIES:
-        known = ', '.join(sorted(FAMILIES))
+        known = ', '.join(sorted([*FAMILIES, 'rrd']))
         raise CaseError(f'unknown system {case.system!r} (known: {known})')
     return replay_agent
 

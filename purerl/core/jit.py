@@ -317,7 +317,7 @@ class _Program:
         with torch.no_grad():
             before, _Settings.tracing, _Settings.deferred = _Settings.tracing, mode, []
             try:
-                graph = make_fx(flat, tracing_mode='fake')(*leaves)
+                graph = _trace(flat, leaves)
                 while _Settings.deferred:
                     _Settings.deferred.pop()()
             finally:
@@ -379,6 +379,23 @@ def _narrow(graph: torch.fx.GraphModule) -> tuple[list[int], list[tuple[bool, in
             graph.graph.erase_node(node)
     graph.recompile()
     return used, sources
+
+
+def _trace(flat, leaves):
+    """Trace a function of flat tensors.
+
+    Raises:
+        ValueError: if it uses a tensor that is none of its arguments.
+    """
+    try:
+        return make_fx(flat, tracing_mode='fake')(*leaves)
+    except AssertionError as error:
+        if 'convert all Tensors to FakeTensors' not in str(error):
+            raise
+        raise ValueError(
+            'a compiled function closes over a tensor, or over a tree or key that holds one; pass '
+            'it as an argument'
+        ) from error
 
 
 def tracing_mode() -> str | None:

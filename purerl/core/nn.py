@@ -44,6 +44,16 @@ class Module(torch.nn.Module):
         object.__setattr__(self, '_definition', (cls, args, kwargs))
         return self
 
+    def __setattr__(self, name, value):
+        if isinstance(value, torch.nn.Module) and any(
+            value is module for module in self._modules.values()
+        ):
+            # `compact` has registered it. Under two names `functional_call` would swap the
+            # parameters in twice, and leave them in the definition.
+            object.__setattr__(self, name, value)
+        else:
+            super().__setattr__(name, value)
+
     @property
     def flax_name(self) -> str:
         """The class's name in Flax, from which compact submodules are numbered."""

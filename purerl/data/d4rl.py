@@ -9,6 +9,7 @@ per step. `qlearning` makes transitions of them as ``d4rl.qlearning_dataset`` do
 Reading and writing need h5py (the extra `d4rl`).
 """
 
+import math
 import os
 from pathlib import Path
 
@@ -119,21 +120,24 @@ def to_dataset(
 
     Returns:
         Float32 observations, next_observations, actions, rewards and masks (1 - terminals); bool
-        dones, set at terminals, where the observations jump, and at the last row. Actions that
-        are integers stay so.
+        dones, set at terminals, where the observations jump, and at the last row. Images of
+        uint8 and actions that are integers stay so.
     """
     arrays = dict(transitions)
     terminals = arrays.pop('terminals')
     continuous = arrays['actions'].dtype.kind == 'f'
     arrays = archives.clip_actions(arrays, eps if clip_to_eps else None, where)
-    jumps = arrays['observations'][1:] - arrays['next_observations'][:-1]
-    distances = np.linalg.norm(jumps.reshape(len(jumps), -1), axis=1)
+    observations, following = arrays['observations'], arrays['next_observations']
+    dtype = np.result_type(observations, np.float32)  # differences of images would wrap around
+    jumps = np.subtract(observations[1:], following[:-1], dtype=dtype)
+    distances = np.linalg.norm(jumps.reshape(len(jumps), math.prod(jumps.shape[1:])), axis=1)
     dones = terminals == 1.0
     dones[:-1] |= distances > _JUMP
     dones[-1] = True
     arrays['masks'] = 1.0 - terminals
     for key, value in arrays.items():
-        if key != 'actions' or continuous:
+        is_image = value.dtype == np.uint8 and value.ndim > 2
+        if not is_image and (key != 'actions' or continuous):
             arrays[key] = value.astype(np.float32, copy=False)
     return {**arrays, 'dones': dones}
 

@@ -71,9 +71,9 @@ def make(
     if image_size is not None:
         env = pixels.StackFrames(pixels.PixelObservation(env, image_size, cameras), num_stack)
     else:
-        env = wrappers.SinglePrecision(env)
         if isinstance(env.observation_space, Dict):
             env = FlattenObservation(env)
+        env = wrappers.SinglePrecision(env)
     if _is_bounded(env.action_space):
         if (env.action_space.low != -1.0).any() or (env.action_space.high != 1.0).any():
             env = RescaleAction(env, np.float32(-1.0), np.float32(1.0))

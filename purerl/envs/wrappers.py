@@ -11,7 +11,7 @@ import re
 
 import gymnasium
 import numpy as np
-from gymnasium.spaces import Box, Dict
+from gymnasium.spaces import Box
 from gymnasium.utils import seeding
 
 
@@ -101,30 +101,29 @@ class IsolatedNumpyRandom(gymnasium.Wrapper):
 
 
 class SinglePrecision(gymnasium.ObservationWrapper):
-    """Turns float64 observations, also those inside a dictionary, into float32."""
+    """Turns vectors of any numbers, and floats of any shape, into float32.
+
+    Images of uint8 stay, and so do single integers.
+    """
 
     def __init__(self, env):
         super().__init__(env)
-        self.observation_space = _single_precision_space(env.observation_space)
+        space = env.observation_space
+        if isinstance(space, Box) and _becomes_single(space):
+            low, high = space.low.astype(np.float32), space.high.astype(np.float32)
+            self.observation_space = Box(low, high, dtype=np.float32)
 
     def observation(self, observation):
-        if isinstance(observation, dict):
-            return {key: self.observation(value) for key, value in observation.items()}
-        if hasattr(observation, '__array__') and not isinstance(
-            observation, np.ndarray | np.generic
-        ):
-            observation = np.array(observation)  # of JAX, for one
-        if getattr(observation, 'dtype', None) == np.float64:
-            return np.asarray(observation, dtype=np.float32)
+        if hasattr(observation, '__array__'):  # of JAX, for one
+            observation = np.asarray(observation)
+            if _becomes_single(observation):
+                return observation.astype(np.float32)
         return observation
 
 
-def _single_precision_space(space):
-    if isinstance(space, Dict):
-        return Dict({key: _single_precision_space(value) for key, value in space.items()})
-    if isinstance(space, Box) and space.dtype == np.float64:
-        return Box(space.low.astype(np.float32), space.high.astype(np.float32), dtype=np.float32)
-    return space
+def _becomes_single(array):
+    """Whether an array, or the arrays of a space, are floats or vectors, and not float32 yet."""
+    return array.dtype != np.float32 and (array.dtype.kind == 'f' or len(array.shape) == 1)
 
 
 class ClipAction(gymnasium.ActionWrapper):

@@ -31,6 +31,7 @@ from purerl.train.load_run import load_run
 _ORACLE_EPISODE_LENGTH = 1000
 # Gaussian action noise of the Markovian oracles: position (3), yaw, gripper.
 _NOISE_SCALES = np.array([1.0, 1.0, 1.0, 3.0, 10.0])
+_ORACLE_OPTIONS = ('noise', 'noise_smoothing', 'min_norm', 'p_random_action')
 _TASKS = {
     'cube': ('cube',),
     'scene': ('cube', 'button', 'drawer', 'window'),
@@ -93,6 +94,14 @@ class Settings:
     episode_length: int = setting(
         _ORACLE_EPISODE_LENGTH, "Transitions per oracle's episode.", minimum=1
     )
+    noise: float = setting(0.1, "Amplitude of the noise on an oracle's actions.", minimum=0)
+    noise_smoothing: float = setting(
+        0.5, "Width of the Gaussian filter over a play oracle's noise, in steps.", minimum=0
+    )
+    min_norm: float = setting(0.4, "Smallest norm of a noisy oracle's actions.", minimum=0)
+    p_random_action: float = setting(
+        0.0, "Share of random actions among an oracle's.", minimum=0, maximum=1
+    )
     seed: int = seed_setting(0, 'Random seed; it determines the whole dataset.')
 
 
@@ -145,6 +154,7 @@ def collect_dataset(settings):
                 policy=settings.policy,
                 dataset_type=settings.dataset_type,
                 episode_length=settings.episode_length,
+                **{name: getattr(settings, name) for name in _ORACLE_OPTIONS},
                 **shared,
             )
     except (ValueError, ImportError, OSError) as error:
@@ -174,6 +184,7 @@ def collect(
     num_transitions=None,
     episode_length=_ORACLE_EPISODE_LENGTH,
     seed=0,
+    **oracle_options,
 ):
     """Collects a dataset and, but for ExORL's format, its validation part, a tenth of its size.
 
@@ -187,6 +198,7 @@ def collect(
         num_transitions: Number of transitions to train on instead; the last episode is cut off.
         episode_length: Transitions per episode of an oracle.
         seed: Determines everything.
+        **oracle_options: Of `collect_oracle_episodes`.
 
     Returns:
         The list of paths written.
@@ -198,7 +210,8 @@ def collect(
     write = _writer_of(path, env_name)
     sizes = _sizes_of_parts(path, num_episodes, num_transitions)
     if policy == 'oracle':
-        parts = _collect_oracle_parts(env_name, dataset_type, sizes, episode_length, seed)
+        options = {'episode_length': episode_length, **oracle_options}
+        parts = _collect_oracle_parts(env_name, dataset_type, sizes, seed, options)
     else:
         with contextlib.closing(make(env_name)) as env:
             policy = random_policy(env) if policy == 'random' else policy
@@ -310,7 +323,7 @@ def collect_oracle_episodes(
     noise=0.1,
     noise_smoothing=0.5,
     min_norm=0.4,
-    random_action_probability=0.0,
+    p_random_action=0.0,
     episode_length=_ORACLE_EPISODE_LENGTH,
 ):
     """Runs OGBench's scripted oracles in a manipulation environment.
@@ -325,7 +338,7 @@ def collect_oracle_episodes(
         noise: Amplitude of the noise, in the units of actions.
         noise_smoothing: Standard deviation of the Gaussian filter over a plan's noise, in steps.
         min_norm: Smallest norm of the Markovian oracles' actions.
-        random_action_probability: Probability of a uniformly random action at each step.
+        p_random_action: Probability of a uniformly random action at each step.
         episode_length: Transitions per episode; OGBench's datasets have 1000.
 
     Returns:
@@ -362,9 +375,9 @@ def collect_oracle_episodes(
                 rng,
                 stack_probability=_stack_probability(env_name, rng),
                 noise=rng.uniform(0, noise) if dataset_type == 'noisy' else 0.0,
-                random_action_probability=random_action_probability,
+                p_random_action=p_random_action,
             )
-            if family != 'scene' or _cube_stays_visible(episode['qpos'][:-1]):
+            if family != 'scene' or _cube_stays_visible(episode['qpos']):
                 episodes.append(episode)
                 bar.update()
     return episodes
@@ -512,15 +525,14 @@ def _sizes_of_parts(path, num_episodes, num_transitions):
     return (sizes, validation) if Path(path).suffix else (sizes,)
 
 
-def _collect_oracle_parts(env_name, dataset_type, sizes, episode_length, seed):
+def _collect_oracle_parts(env_name, dataset_type, sizes, seed, options):
     """Collects the training and the validation episodes in one go."""
+    episode_length = options['episode_length']
     counts = [
         num_episodes or -(-num_transitions // episode_length)
         for num_episodes, num_transitions in sizes
     ]
-    episodes = collect_oracle_episodes(
-        env_name, dataset_type, sum(counts), seed, episode_length=episode_length
-    )
+    episodes = collect_oracle_episodes(env_name, dataset_type, sum(counts), seed, **options)
     parts = [episodes[: counts[0]], episodes[counts[0] :]]
     for part, (_, num_transitions) in zip(parts, sizes, strict=True):
         if num_transitions is not None:
@@ -576,14 +588,14 @@ def _make_oracles(env, family, dataset_type, options, rng):
     return oracles
 
 
-def _run_oracles(env, oracles, rng, stack_probability, noise, random_action_probability):
+def _run_oracles(env, oracles, rng, stack_probability, noise, p_random_action):
     """Runs one episode, with a new target whenever the present one is reached."""
     observation, info = env.reset()
     oracle = oracles[info['privileged/target_task']]
     oracle.reset(observation, info)
     recorder = _Recorder(env, observation)
     while not recorder.done:
-        if rng.uniform() < random_action_probability:
+        if rng.uniform() < p_random_action:
             action = env.action_space.sample()
         else:
             action = oracle.select_action(observation, info)

@@ -233,6 +233,7 @@ _COUNTS = (
     'train_target',
 )
 _WIDTHS = ('hidden_dims', 'cnn_features', 'conv_features')
+_NOT_NEGATIVE = ('lr', 'std_act', 'pi_t_std', 'pi_t_clip', 'actor_noise', 'noise_clip', 'q_reg')
 _FRACTIONS = ('tau', 'polyak', 'discount', 'gamma', 'eps_l', 'eps_r')
 
 
@@ -248,7 +249,7 @@ def check_config(agent: Agent) -> None:
             raise RunError(f'agent.{key} must be positive integers, not {value}')
         if not isinstance(value, int | float):
             continue
-        if key.endswith('lr') and value < 0:
+        if key.endswith(_NOT_NEGATIVE) and value < 0:
             raise RunError(f'agent.{key} must be at least 0, not {value}')
         if (key in _COUNTS or key.startswith('num_')) and value < 1:
             raise RunError(f'agent.{key} must be at least 1, not {value}')

@@ -19,6 +19,7 @@ key; test episodes have random numbers of their own.
 
 import contextlib
 import dataclasses
+import sys
 
 import numpy as np
 import torch
@@ -235,6 +236,12 @@ def _tests(worlds, agent, step):
 
 
 def _finish(run, settings, step, worlds, agent):
+    if not any(world.updates for world in worlds):
+        print(
+            f'warning: nothing was learnt: of the {step} steps {worlds[0].buffer.stored} are of '
+            f'episodes that have ended, and warmup={settings.warmup}',
+            file=sys.stderr,
+        )
     for world, test in zip(worlds, _tests(worlds, agent, step), strict=True):
         if world.tested[0] != step:
             test()

@@ -5,6 +5,8 @@ config becomes ``--agent.<field>``, and ``--env`` is ``--env_name``. Bases are t
 their files offer, never by their names.
 """
 
+import dataclasses
+import difflib
 import re
 from collections.abc import Sequence
 
@@ -19,6 +21,7 @@ FOLDER = 'purerl/agents/rrd'
 DEFAULT_ALGORITHM = 'rrd'
 _RENAMED = {'pi_delay_freq': 'policy_delay'}  # the original's names of fields
 _ATARI_ONLY = {'sticky', 'noop', 'frames', 'frame_max', 'life_loss_ends', 'test_eps', 'rews_scale'}
+_LOOP_FLAGS = {field.name for field in dataclasses.fields(Settings)}
 _LEFT_OUT = {
     'tag': '--run_name names the folder of a run',
     'save_rews': "all episodes' returns are recorded, in episodes.csv and eval.csv",
@@ -115,4 +118,8 @@ def _dotted(argument, fields):
         return f'--agent.{field}{equals}{value}'
     if argument == f'--no{name[2:]}' and name[2:] in fields:
         return f'--noagent.{name[2:]}'
+    if argument.startswith('--') and not {name, name.removeprefix('no')} & _LOOP_FLAGS:
+        nearest = difflib.get_close_matches(name, [*fields, *_LOOP_FLAGS], 1, cutoff=0.8)
+        if nearest:
+            raise RunError(f'unknown flag --{name}; the nearest is --{nearest[0]}')
     return argument

@@ -17,7 +17,7 @@ from purerl.envs.atari import is_atari
 from purerl.train.config import Agent, RunError
 from purerl.train.episodic_lanes import make_lanes
 from purerl.train.evaluation import disturbed, evaluate, policy_of
-from purerl.train.loop import EVAL_SEED_OFFSET, restore_snapshots, take_snapshots
+from purerl.train.loop import evaluation_seed, restore_snapshots, take_snapshots
 
 _PATIENCE = 5.0  # seconds for environments in other processes to finish a step when all is over
 
@@ -36,8 +36,8 @@ class World:
     def __init__(self, agent: Agent, settings, seed: int, env=None):
         """Make them for `episodic.Settings`; `env` replaces the environments that they ask for."""
         self.settings = settings
-        self.test_env = env or settings.make_env(seed + EVAL_SEED_OFFSET)
-        self.key = random.key(seed + EVAL_SEED_OFFSET)
+        self.test_env = env or settings.make_env(evaluation_seed(seed))
+        self.key = random.key(evaluation_seed(seed))
         self.stream = np.random.RandomState(seed)
         self._needs, self._config = agent.needs, agent.config
         # Read once: ConfigDict looks for similar names when one is missing, for 0.2 ms.

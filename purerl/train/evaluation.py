@@ -144,6 +144,7 @@ def evaluate(
     video_episodes=0,
     video_frame_skip=3,
     film_first=False,
+    keep_trajectories=False,
 ):
     """Runs a policy for whole episodes.
 
@@ -161,14 +162,16 @@ def evaluate(
         video_frame_skip: Every which step is rendered (the last one always is).
         film_first: Whether to render the first of the counted episodes, too. It runs as it would
             without, and so do those after it.
+        keep_trajectories: Whether to return what happened in the counted episodes. Their
+            observations take memory, of Atari games 70 KB per step.
 
     Returns:
         A tuple of
         - dict of floats: means over the episodes' last infos, flattened with '.'
           (`episode.return`, `episode.length`, ...), and `episode.return_std`, `..._min`, `..._max`;
-        - list of trajectories, one per episode: dicts of arrays `observations`,
-          `next_observations`, `actions`, `rewards`, `dones` with the leading axis T, and the list
-          `infos`;
+        - list of trajectories, one per episode (empty unless they are to be kept): dicts of arrays
+          `observations`, `next_observations`, `actions`, `rewards`, `dones` with the leading axis
+          T, and the list `infos`;
         - list of renders, one array (T', H, W, C) of uint8 per rendered episode.
 
     Raises:
@@ -178,22 +181,21 @@ def evaluate(
     if num_episodes < 1:
         raise ValueError(f'an evaluation needs at least one episode, not {num_episodes}')
     env = _monitored(env)
-    trajectories, renders = [], []
+    final_infos, trajectories, renders = [], [], []
     for episode in range(num_episodes + video_episodes):
         counts = episode < num_episodes
         filmed = not counts or (film_first and episode == 0)
         frame_skip = video_frame_skip if filmed else None
-        trajectory, frames, key = _run_episode(policy, env, key, seed, normalize, frame_skip)
+        trajectory = _Trajectory() if counts and keep_trajectories else None
+        info, frames, key = _run_episode(policy, env, key, seed, normalize, frame_skip, trajectory)
         seed = None
         if counts:
-            trajectories.append(trajectory)
+            final_infos.append(info)
+        if trajectory is not None:
+            trajectories.append(trajectory.arrays())
         if filmed:
             renders.append(np.stack(frames))
-    return (
-        statistics([trajectory['infos'][-1] for trajectory in trajectories]),
-        trajectories,
-        renders,
-    )
+    return statistics(final_infos), trajectories, renders
 
 
 def evaluate_batched(policy, envs, num_episodes, key, seed=None, normalize=None):
@@ -320,29 +322,42 @@ def _monitored(env):
     return EpisodeMonitor(env)
 
 
-def _run_episode(policy, env, key, seed, normalize, frame_skip):
-    """Runs one episode; renders every `frame_skip`-th step unless it is None."""
-    columns = ('observations', 'next_observations', 'actions', 'rewards', 'dones', 'infos')
-    trajectory = {name: [] for name in columns}
+class _Trajectory:
+    """What happens in an episode, step by step."""
+
+    _columns = ('observations', 'next_observations', 'actions', 'rewards', 'dones', 'infos')
+
+    def __init__(self):
+        self._rows = []
+
+    def append(self, *row):
+        self._rows.append(row)
+
+    def arrays(self):
+        """Returns a dict of arrays with the leading axis T, and the list of infos."""
+        columns = dict(zip(self._columns, zip(*self._rows, strict=True), strict=True))
+        infos = list(columns.pop('infos'))
+        return {**{name: np.asarray(values) for name, values in columns.items()}, 'infos': infos}
+
+
+def _run_episode(policy, env, key, seed, normalize, frame_skip, trajectory):
+    """Runs one episode; renders every `frame_skip`-th step and fills a trajectory, unless None."""
     frames = []
     observation, _ = env.reset(seed=seed)
     observation = _apply(normalize, observation)
-    done = False
+    done, length = False, 0
     while not done:
         key, call_key = random.split(key)
         action = clip_action(policy(observation, call_key), env.action_space)
         next_observation, reward, terminated, truncated, info = env.step(action)
         next_observation = _apply(normalize, next_observation)
-        done = terminated or truncated
-        row = (observation, next_observation, action, reward, done, info)
-        for name, value in zip(columns, row, strict=True):
-            trajectory[name].append(value)
-        if frame_skip and (done or len(trajectory['dones']) % frame_skip == 0):
+        done, length = terminated or truncated, length + 1
+        if trajectory is not None:
+            trajectory.append(observation, next_observation, action, reward, done, info)
+        if frame_skip and (done or length % frame_skip == 0):
             frames.append(_render(env))
         observation = next_observation
-    infos = trajectory.pop('infos')
-    trajectory = {name: np.asarray(values) for name, values in trajectory.items()}
-    return {**trajectory, 'infos': infos}, frames, key
+    return info, frames, key
 
 
 def _run_round(policy, envs, key, seeds, normalize):

@@ -8,6 +8,7 @@ import contextlib
 import csv
 import importlib.util
 import io
+import itertools
 import os
 import secrets
 import sys
@@ -102,11 +103,7 @@ class Table:
             raise _unwritable(self.path, error) from error
 
     def _rewrite(self, columns, count):
-        if not self.path.exists():
-            rows = []
-        else:
-            with self.path.open(newline='') as file:
-                rows = [row for row, _ in zip(csv.DictReader(file), range(count), strict=False)]
+        rows = _read_rows(self.path, count) if self.path.exists() else []
         if len(rows) < count or (rows and not set(self.columns) <= set(rows[0])):
             raise RunError(
                 f'{self.path} has lost rows or columns that the checkpoint counts on; start over '
@@ -122,6 +119,18 @@ class Table:
         except CheckpointError as error:
             raise OSError(str(error)) from error
         self.columns = list(columns)
+
+
+def _read_rows(path, count=None):
+    """Return the first `count` rows of a table (None: all); up to where it is damaged, if it is."""
+    rows = []
+    with path.open(newline='', errors='replace') as file:
+        try:
+            for row in itertools.islice(csv.DictReader(file), count):
+                rows.append(row)
+        except csv.Error:
+            pass
+    return rows
 
 
 def _unwritable(path, error):
@@ -210,8 +219,7 @@ class Clock:
     def _kept_rows(self, start):
         if not self._path.exists():
             return []
-        with self._path.open(newline='') as file:
-            rows = [row for row in csv.DictReader(file) if _is_complete(row)]
+        rows = [row for row in _read_rows(self._path) if _is_complete(row)]
         self._path.unlink()
         return [row for row in rows if int(row['step']) <= start]
 
@@ -225,7 +233,10 @@ class Clock:
 
 
 def _is_complete(row) -> bool:
-    return None not in row.values() and '' not in row.values()
+    try:
+        return int(row['step']) >= 0 and float(row['time/total_time']) >= 0
+    except (KeyError, TypeError, ValueError):  # cut off, or damaged
+        return False
 
 
 def check_wandb() -> None:

@@ -12,13 +12,13 @@ from purerl.envs.dmc import DMC
 from purerl.envs.make import check_continuous
 from purerl.envs.snapshot import check_resumable, env_state, set_env_state
 from purerl.envs.wrappers import layers
-from purerl.train.config import RunError
+from purerl.train.config import MAX_SEED, RunError
 from purerl.train.evaluation import check_renders, evaluate, write_video
 from purerl.train.logging import RunLogger, scalars
 from purerl.train.run import Run, write_json
 
-EVAL_SEED_OFFSET = 42  # jaxrl5's
-RANDOM_SEED_OFFSET = 84  # the baseline's environment is neither the training nor the evaluation one
+_EVAL_SEED_OFFSET = 42  # jaxrl5's
+_RANDOM_SEED_OFFSET = 84  # the baseline's environment is neither training's nor evaluation's
 _SHOWN_LOSSES = 3
 _LARGEST = float(np.finfo(np.float32).max)
 _KEPT = 'What was recorded before is kept'
@@ -73,6 +73,16 @@ def check_step(env_name: str, reward, observation) -> None:
             raise RunError(
                 f'{env_name}: the observation {array} has numbers that are not finite. {_KEPT}'
             )
+
+
+def evaluation_seed(seed: int) -> int:
+    """Return the seed of a run's evaluation environment and of its policy's key there."""
+    return _offset(seed, _EVAL_SEED_OFFSET)
+
+
+def _offset(seed, offset):
+    """Move a seed within those that numpy takes, so that the largest have successors too."""
+    return (seed + offset) % (MAX_SEED + 1)
 
 
 def warn_of_no_updates(flag: str, value: int, last: int) -> None:
@@ -147,7 +157,7 @@ def random_return(make_env: Callable, num_episodes: int, seed: int) -> float:
         num_episodes: how many episodes.
         seed: the run's seed, from which the environment's and the actions' are derived.
     """
-    with contextlib.closing(make_env(seed=seed + RANDOM_SEED_OFFSET)) as env:
+    with contextlib.closing(make_env(seed=_offset(seed, _RANDOM_SEED_OFFSET))) as env:
         statistics, _, _ = evaluate(
             lambda observation, key: env.action_space.sample(), env, num_episodes, random.key(seed)
         )

@@ -46,10 +46,10 @@ from purerl.train.config import Agent, RunError, check_settings, setting
 from purerl.train.evaluation import evaluate, policy_of, to_numpy
 from purerl.train.logging import scalars
 from purerl.train.loop import (
-    EVAL_SEED_OFFSET,
     check_environment,
     conclude,
     due,
+    evaluation_seed,
     is_resumable,
     log_evaluations,
     log_training,
@@ -86,7 +86,7 @@ class Settings(RunSettings):
         None,
         'Dataset to pretrain on: a file (OGBench .npz with its -val.npz, ExORL .hdf5 with its '
         '_val.hdf5, D4RL .hdf5), a folder of ExORL episodes, or a name (OGBench, ExORL, Minari); '
-        'by default the one that env_name names.',
+        'by default finetuning_dataset, or else the one that env_name names.',
     )
     finetuning_dataset: str | None = setting(
         None,
@@ -143,7 +143,7 @@ class World:
         self.stream = np.random.RandomState(seed)
         self.eval_env = None
         if settings.evaluates:
-            self.eval_env = make_eval_env(settings, seed + EVAL_SEED_OFFSET)
+            self.eval_env = make_eval_env(settings, evaluation_seed(seed))
         self.latent: np.ndarray | None = None
         self.rollouts: ModelRollouts | None = None
         self.evaluated = (0, None)  # step and return of the latest evaluation

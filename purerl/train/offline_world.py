@@ -7,7 +7,7 @@ from purerl.data import d4rl, scores
 from purerl.data.replay import ReplayBuffer, transition
 from purerl.envs.make import make
 from purerl.train.evaluation import evaluate, policy_of, to_numpy
-from purerl.train.loop import EVAL_SEED_OFFSET, check_step, restore_snapshots, take_snapshots
+from purerl.train.loop import check_step, evaluation_seed, restore_snapshots, take_snapshots
 
 _BUFFER_SEED_OFFSET = 1241  # the original's
 
@@ -28,12 +28,12 @@ class World:
         self.sampler = sampler
         self.variants = variants
         self.env = self.eval_env = self.buffer = self.observation = None
-        self.key = random.key(seed + EVAL_SEED_OFFSET)
+        self.key = random.key(evaluation_seed(seed))
         self.buffer_stream = np.random.default_rng(seed + _BUFFER_SEED_OFFSET)
         self.evaluated = (0, None)  # step and return of the latest evaluation
         if settings.evaluates:
             self.eval_env = make(
-                settings.env_name, seed=seed + EVAL_SEED_OFFSET, **settings.eval_env_options
+                settings.env_name, seed=evaluation_seed(seed), **settings.eval_env_options
             )
         if settings.online_max_steps:
             self.env = make(settings.env_name, seed=seed, **settings.env_options)

@@ -31,11 +31,11 @@ from purerl.train.config import Agent, RunError, check_settings, seed_setting, s
 from purerl.train.evaluation import evaluate, policy_of, to_numpy
 from purerl.train.logging import scalars
 from purerl.train.loop import (
-    EVAL_SEED_OFFSET,
     check_environment,
     check_step,
     conclude,
     due,
+    evaluation_seed,
     is_resumable,
     log_evaluations,
     log_training,
@@ -117,8 +117,8 @@ class World:
     def __init__(self, settings: Settings, seed: int):
         self.settings = settings
         self.env = make(settings.env_name, seed=seed, **settings.env_options)
-        self.eval_env = make(settings.env_name, seed=seed + EVAL_SEED_OFFSET, **_filmed(settings))
-        self.key = random.key(seed + EVAL_SEED_OFFSET)
+        self.eval_env = make(settings.env_name, seed=evaluation_seed(seed), **_filmed(settings))
+        self.key = random.key(evaluation_seed(seed))
         self.buffer = _make_buffer(self.env, settings)
         self.stream = np.random.default_rng(seed)
         self.observation, _ = self.env.reset()

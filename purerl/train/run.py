@@ -116,8 +116,8 @@ class ReplaySettings(RunSettings):
 
     device_replay: bool = setting(
         False,
-        'Keep the replay buffer on the device, too; its batches are the same. That of images that '
-        'are stored once stays on the CPU.',
+        "Keep the replay buffer on the device, too; its batches are the same. (jaxrl5's buffer of "
+        'images that are stored once stays on the CPU.)',
         free=True,
     )
 
@@ -352,7 +352,8 @@ class Run:
         write_json(self.folder / 'flags.json', flags)
 
     def _check_versions(self):
-        before = {'device': 'cpu', **read_json(self.folder / 'versions.json')}
+        written = read_json(self.folder / 'versions.json', 'jit', 'threads')
+        before = {'device': 'cpu', **written}
         for key, now in _versions(self.agent, self.settings.device).items():
             if before.get(key) != now:
                 print(
@@ -518,28 +519,34 @@ def write_json(path: Path, content) -> None:
         temporary.write_text(json.dumps(content, indent=2, sort_keys=True) + '\n')
 
 
-def read_json(path: Path) -> dict:
+def read_json(path: Path, *keys: str) -> dict:
     """Read a JSON file of a run.
 
+    Args:
+        path: the file.
+        keys: what it must have.
+
     Raises:
-        RunError: if it is missing or damaged.
+        RunError: if it is missing, damaged, no object, or lacks one of the keys.
     """
     try:
-        return json.loads(Path(path).read_text())
-    except (OSError, ValueError) as error:
+        value = json.loads(Path(path).read_text())
+    except (OSError, ValueError, RecursionError) as error:
         raise RunError(f'{path} cannot be read: {error}') from error
+    lacking = [key for key in keys if not isinstance(value, dict) or key not in value]
+    if lacking or not isinstance(value, dict):
+        what = f'it lacks {lacking[0]}' if lacking else 'it holds no object'
+        raise RunError(f'{path} is damaged: {what}')
+    return value
 
 
 def read_flags(folder: Path) -> dict:
     """Read `flags.json` of a run's folder.
 
     Raises:
-        RunError: if it is missing, damaged, or not of a run of this library.
+        RunError: if it is missing or damaged, or not of a run of this library.
     """
-    flags = read_json(folder / 'flags.json')
-    if not isinstance(flags, dict) or 'loop' not in flags:
-        raise RunError(f'{folder} is no run of this library: its flags.json names no loop')
-    return flags
+    return read_json(folder / 'flags.json', 'loop', 'agent', 'seed', 'num_seeds')
 
 
 def _jsonable(config) -> dict:
@@ -597,7 +604,8 @@ def _delete_run(folder: Path) -> None:
 
 def examples_of(folder: Path) -> dict[str, torch.Tensor]:
     """Return zeros of the shapes and dtypes that a run's agents were created from."""
-    return {key: _example(spec) for key, spec in read_json(folder / 'agent.json').items()}
+    specs = read_json(folder / 'agent.json', 'observations', 'actions')
+    return {key: _example(spec) for key, spec in specs.items()}
 
 
 def _description(array) -> dict:

@@ -6,6 +6,7 @@ import json
 import gymnasium
 import numpy as np
 import pytest
+import torch
 from gymnasium.envs.registration import EnvSpec
 from interruptions import contents, crash_at
 
@@ -339,6 +340,7 @@ def test_a_run_goes_on_with_the_same_number_of_environments(tmp_path):
         ({**CART_POLE, 'frames': 2}, '--frames is for Atari games .* CartPole-v1 is none'),
         ({'env': ''}, "unknown environment ''"),
         ({**CART_POLE, 'eps_l': 2}, 'agent.eps_l must lie between 0 and 1, not 2'),
+        ({'basis_alg': 'td3', 'std_act': -1}, 'agent.std_act must be at least 0, not -1'),
         ({'tag': 'x'}, '--tag of the original is left out: --run_name'),
         ({'save_rews': True}, '--save_rews of the original is left out'),
         ({'optimizer': 'adam'}, '--optimizer=adam belongs to DQN .* not to sac'),
@@ -354,6 +356,51 @@ def test_mistakes_are_told_before_anything_is_written(tmp_path, changes, message
 def test_a_run_that_ends_before_its_warmup_says_so(tmp_path, capsys):
     run(tmp_path, warmup=61)
     assert 'with warmup=61 nothing is learnt' in capsys.readouterr().err
+
+
+def test_a_run_none_of_whose_episodes_ends_in_time_says_so(tmp_path, capsys):
+    run(tmp_path, warmup=0, cycles=1, iterations=1)  # ten steps, and episodes have twelve
+    error = capsys.readouterr().err
+    assert 'nothing was learnt: of the 10 steps 0 are of episodes that have ended' in error
+    assert not (tmp_path / 'run/train.csv').exists()
+
+
+class Counts(gymnasium.Env):
+    """Observes whole numbers."""
+
+    action_space = gymnasium.spaces.Discrete(2)
+
+    def __init__(self, dtype='int64', render_mode=None):
+        self.observation_space = gymnasium.spaces.Box(0, 200, (2,), dtype)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        return np.full(2, 100, self.observation_space.dtype), {}
+
+    def step(self, action):
+        return self.reset()[0], 1.0, False, False, {}
+
+
+@pytest.mark.parametrize('dtype', ['int64', 'uint8', 'float16'])
+def test_vectors_of_whole_numbers_are_no_pixels(tmp_path, monkeypatch, dtype):
+    spec = EnvSpec('Counts-v0', entry_point=Counts, kwargs={'dtype': dtype})
+    monkeypatch.setitem(gymnasium.registry, 'Counts-v0', spec)
+    run(tmp_path, alg='dqn', basis_alg=None, env='Counts-v0')
+    trained = load_run(tmp_path / 'run')
+    observation, _ = trained.make_env(seed=0).reset()
+    np.testing.assert_array_equal(observation, np.float32([100, 100]))
+    assert (trained.examples['observations'].dtype, observation.dtype) == (torch.float32, 'float32')
+
+
+@pytest.mark.parametrize('flag, nearest', [('pi_lrr=3', 'pi_lr'), ('nowarmups', 'warmup')])
+def test_misspelt_flags_are_told_with_the_nearest(flag, nearest):
+    with pytest.raises(RunError, match=f'unknown flag --{flag.split("=")[0]}; .* --{nearest}$'):
+        launcher.translate(['rrd', '--alg=td3', f'--{flag}'])
+
+
+def test_switches_are_no_misspelt_flags():
+    flags = ['--nodevice_replay', '--notqdm', '--nooverwrite']
+    assert launcher.translate(['rrd', '--alg=td3', *flags])[2:] == flags
 
 
 class Images(gymnasium.Env):

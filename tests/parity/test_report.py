@@ -2,12 +2,15 @@
 
 import dataclasses
 import functools
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+import safetensors.torch
+import torch
 from safetensors.numpy import save_file
 
 from experiments.reference import compare
@@ -173,7 +176,7 @@ def test_what_purerl_lacks_fails_with_the_reason():
         "purerl has no agent 'no_such_agent' (no module purerl.agents.infom.no_such_agent)"
     ]
     (failure,) = replay(changed(REBRAC, system='other')).failures
-    assert failure == "unknown system 'other' (known: idql, infom, jaxrl5)"
+    assert failure == "unknown system 'other' (known: idql, infom, jaxrl5, rrd)"
     report = replay(changed(REBRAC, ops=({'call': 'levitate', 'kwargs': {}},)))
     assert report.failures == ["op 0: ReBRACAgent has no method 'levitate'"]
     assert replay(changed(REBRAC, agent='../rebrac')).failures == [
@@ -253,6 +256,14 @@ def test_unreadable_files_fail_with_the_reason(tmp_path):
         load(tmp_path / 'absent.safetensors')
 
 
+def test_numbers_that_numpy_lacks_fail_with_the_reason(tmp_path):
+    metadata = {'system': 'infom', 'agent': 'a', 'case': 'b', 'seed': '0', 'config': '{}'}
+    tensors = {'x': torch.zeros(2, dtype=torch.float8_e4m3fn)}
+    safetensors.torch.save_file(tensors, tmp_path / 'case.safetensors', metadata)
+    with pytest.raises(CaseError, match='not a readable safetensors file'):
+        load(tmp_path / 'case.safetensors')
+
+
 def test_folders_are_searched_and_an_empty_one_fails(tmp_path):
     (tmp_path / 'empty').mkdir()
     assert recordings([RECORDINGS / 'idql', tmp_path / 'empty'])[-1] == tmp_path / 'empty'
@@ -269,6 +280,8 @@ def test_folders_are_searched_and_an_empty_one_fails(tmp_path):
         ({'config': '{'}, 'the metadata entry config is not JSON'),
         ({'config': '[]'}, 'the metadata entry config is not a JSON object'),
         ({'ops': '{}'}, 'the metadata entry ops is not a JSON list'),
+        ({'ops': '[' * 100_000}, 'the metadata entry ops is not JSON'),
+        ({'versions': 'null'}, 'the metadata entry versions is not a JSON object'),
         (
             {'versions': '{"jax_threefry_partitionable": false}'},
             'recorded with jax_threefry_partitionable=False',
@@ -310,3 +323,12 @@ def test_report_of_a_file_names_the_first_difference_and_both_values(tmp_path):
     recorded = case.tensors['fn/key2/out/randint_0_9_2'][-1]
     assert not passed
     assert f'[1]: {recorded - 1}, recorded {recorded} (must be equal)' in text
+
+
+def test_an_unknown_mode_of_the_environment_is_refused_in_one_line():
+    command = [sys.executable, '-m', 'experiments.replay_reference', 'x.safetensors']
+    environment = {**os.environ, 'PURERL_JIT': 'eager'}
+    root = Path(__file__).parents[2]
+    result = subprocess.run(command, capture_output=True, text=True, cwd=root, env=environment)
+    assert result.returncode != 0 and 'Traceback' not in result.stderr
+    assert "PURERL_JIT must be inductor, trace, off, not 'eager'" in result.stdout + result.stderr

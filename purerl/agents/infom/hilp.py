@@ -35,12 +35,14 @@ def least_squares(a, b):
 
     Returns:
         (N,); like ``jnp.linalg.lstsq``, by singular values, of which those below
-        ``eps max(M, N)`` times the largest count as zero.
+        ``eps max(M, N)`` times the largest count as zero. NaN if `a` is not finite.
     """
-    u, s, vt = torch.linalg.svd(a, full_matrices=False)
+    # torch raises an error for such matrices, which under vmap would end the other seeds too.
+    finite = a.isfinite().all()
+    u, s, vt = torch.linalg.svd(torch.where(finite, a, 0.0), full_matrices=False)
     kept = (s > 0) & (s >= torch.finfo(a.dtype).eps * max(a.shape) * s[0])
     inverse = torch.where(kept, 1 / torch.where(kept, s, 1.0), 0.0)
-    return vt.mT @ (inverse * (u.mT @ b))
+    return torch.where(finite, vt.mT @ (inverse * (u.mT @ b)), torch.nan)
 
 
 def fix_origin(params, last):

@@ -73,6 +73,14 @@ def test_least_squares_of_zeros_is_zero():
     assert torch.equal(least_squares(torch.zeros(5, 3), torch.ones(5)), torch.zeros(3))
 
 
+def test_least_squares_of_what_is_not_finite_is_nan_and_leaves_other_seeds_alone():
+    a, b = torch.randn(2, 5, 3), torch.randn(2, 5)
+    a[1, 2, 0] = torch.nan
+    x = torch.func.vmap(least_squares)(a, b)
+    assert torch.equal(x[0], least_squares(a[0], b[0])) and x[0].isfinite().all()
+    assert x[1].isnan().all()
+
+
 def test_inference_finds_the_skill_whose_rewards_are_given():
     agent, batch = make_agent(), make_batch(size=40)
     skill = torch.tensor([1.0, -2.0, 0.5, 3.0])

@@ -264,6 +264,13 @@ def test_a_failed_trace_leaves_no_program():
     assert fn(torch.ones(3)) == 3
 
 
+@pytest.mark.parametrize('mode', ['trace', 'inductor'])
+def test_tensors_that_are_no_arguments_are_refused(mode):
+    constant = torch.ones(3)
+    with pytest.raises(ValueError, match=r'closes over a tensor.*pass it as an argument'):
+        jit(lambda x: x + constant, mode=mode)(torch.ones(3))
+
+
 def test_methods_keep_their_names():
     assert Learner.update.__name__ == 'update'
     learner = Learner.create(0)

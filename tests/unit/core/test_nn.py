@@ -1,5 +1,7 @@
 """nn against flax.linen: names, layouts, initial values, forward passes and gradients."""
 
+import copy
+
 import flax.linen as linen
 import jax
 import jax.numpy as jnp
@@ -536,6 +538,32 @@ def test_a_definition_holds_no_weights():
     net = SetupNet()
     nn.init(net, random.key(0), torch.from_numpy(VECTORS))
     assert {p.device.type for p in net.parameters()} == {'meta'}
+
+
+class NamedLayers(nn.Module):
+    """Compact submodules that are attributes too."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = self.compact(nn.Dense(4))
+        self.last = self.compact(nn.Dense(4))
+
+    def forward(self, x):
+        return self.last(self.first(x))
+
+
+def test_a_definition_holds_no_weights_after_it_has_run():
+    net, x = NamedLayers(), torch.from_numpy(VECTORS)
+    params = nn.init(net, random.key(0), x)
+    assert list(params) == list(net._modules) == ['Dense_0', 'Dense_1']
+    grad = torch.func.grad(lambda p: nn.apply(net, p, x).sum())
+    torch.func.vmap(grad)(trees.map(lambda p: torch.stack([p, p]), params))
+    assert {p.device.type for p in net.parameters()} == {'meta'}
+    copy.deepcopy(net)
+    # One tensor in the place of two parameters.
+    params['Dense_1'] = {**params['Dense_1'], 'bias': params['Dense_0']['bias']}
+    for _ in range(2):
+        nn.apply(net, params, x)
 
 
 def test_init_reports_parameters_that_inputs_never_reach():

@@ -174,6 +174,22 @@ def test_a_missing_key_and_a_single_row(tmp_path):
         d4rl.load(tmp_path / 'b.hdf5')
 
 
+def test_one_transition_is_enough(tmp_path):
+    d4rl.save(tmp_path / 'a.hdf5', {key: value[:2] for key, value in rows().items()})
+    arrays = d4rl.load(tmp_path / 'a.hdf5')
+    assert len(arrays['rewards']) == 1 and arrays['dones'].tolist() == [True]
+
+
+def test_images_stay_bytes(tmp_path):
+    images = np.zeros((10, 4, 4, 3), np.uint8)
+    images[5:] = 200
+    d4rl.save(tmp_path / 'a.hdf5', rows(observations=images))
+    arrays = d4rl.load(tmp_path / 'a.hdf5')
+    assert arrays['observations'].dtype == arrays['next_observations'].dtype == np.uint8
+    np.testing.assert_array_equal(arrays['observations'][6], images[6])
+    assert arrays['rewards'].dtype == np.float32
+
+
 def test_a_full_disk_leaves_nothing_behind(tmp_path):
     given = rows(observations=np.random.RandomState(0).randn(10, 40000))
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)

@@ -113,7 +113,8 @@ def main(_):
     with contextlib.ExitStack() as opened:
         steps = []
         ours = train_ours(%r, opened)
-        rates = by_turns([lambda n: (steps.append(n), ours(n)), steps.append])
+        counted = lambda n, train: (steps.append(n), train(n))[1]
+        rates = by_turns([lambda n: counted(n, ours), lambda n: counted(n, int)])
     print('steps', steps)
     print('rates', *map(len, rates), min(rates[0]))
 

@@ -157,6 +157,33 @@ def test_oracles_act_and_are_determined_by_the_seed(env_name, dataset_type, has_
     assert (first['actions'] != other['actions']).any()
 
 
+@pytest.mark.parametrize(
+    ('dataset_type', 'option', 'value'),
+    [
+        ('play', 'noise', 0.0),
+        ('play', 'noise_smoothing', 3.0),
+        ('noisy', 'min_norm', 0.9),
+        ('play', 'p_random_action', 1.0),
+    ],
+)
+def test_the_oracles_options_are_flags(tmp_path, dataset_type, option, value):
+    flags = [f'--dataset_type={dataset_type}', '--num_episodes=1', '--episode_length=8']
+    launcher.main(['collect', *flags, f'--path={tmp_path}/usual.npz'])
+    launcher.main(['collect', *flags, f'--{option}={value}', f'--path={tmp_path}/other.npz'])
+    usual, other = (ogbench.load(tmp_path / f'{name}.npz') for name in ('usual', 'other'))
+    assert (usual['actions'] != other['actions']).any()
+
+
+def test_a_scene_whose_cube_ends_out_of_sight_is_collected_again(monkeypatch):
+    qpos = np.zeros((3, 17))
+    hidden = qpos.copy()
+    hidden[-1, 15] = 0.3
+    episodes = iter([{'qpos': hidden}, {'qpos': qpos}])
+    monkeypatch.setattr(collect_module, '_run_oracles', lambda *args, **kwargs: next(episodes))
+    (episode,) = collect_oracle_episodes('scene-v0', 'play', 1)
+    assert episode['qpos'] is qpos
+
+
 def test_a_plan_oracle_moves_the_cube():
     (episode,) = collect_oracle_episodes('cube-single-v0', 'play', 1, seed=0, episode_length=120)
     cube = episode['qpos'][:, 14:17]

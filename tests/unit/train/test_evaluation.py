@@ -60,7 +60,7 @@ def constant(value):
 
 def test_statistics_are_means_of_the_last_infos_and_spread_of_the_returns():
     stats, trajectories, renders = evaluate(
-        constant(0.5), EpisodeMonitor(Lengthening()), 3, random.key(0)
+        constant(0.5), EpisodeMonitor(Lengthening()), 3, random.key(0), keep_trajectories=True
     )
     assert renders == []
     # The returns are 0.5, 1 and 1.5.
@@ -88,7 +88,9 @@ def test_an_environment_without_monitor_gets_one():
 
 
 def test_actions_are_clipped_into_the_bounds():
-    stats, trajectories, _ = evaluate(constant(7.0), Lengthening(), 1, random.key(0))
+    stats, trajectories, _ = evaluate(
+        constant(7.0), Lengthening(), 1, random.key(0), keep_trajectories=True
+    )
     assert stats['episode.return'] == 1.0
     assert trajectories[0]['actions'] == 1.0
 
@@ -127,14 +129,20 @@ def test_video_episodes_are_rendered_and_left_out_of_the_statistics():
         constant(1.0), Lengthening(6), 1, random.key(0), video_episodes=2, video_frame_skip=3
     )
     assert stats['episode.length'] == 7
-    assert len(trajectories) == 1
+    assert trajectories == []  # they were not asked for
     # Episodes of 8 and 9 steps: every third one and the last.
     assert [render[:, 0, 0, 0].tolist() for render in renders] == [[3, 6, 8], [3, 6, 9]]
 
 
 def test_filming_the_first_episode_changes_no_figure():
     stats, trajectories, renders = evaluate(
-        constant(1.0), Lengthening(6), 2, random.key(0), video_frame_skip=3, film_first=True
+        constant(1.0),
+        Lengthening(6),
+        2,
+        random.key(0),
+        video_frame_skip=3,
+        film_first=True,
+        keep_trajectories=True,
     )
     expected, _, none = evaluate(constant(1.0), Lengthening(6), 2, random.key(0))
     assert (stats, none) == (expected, [])

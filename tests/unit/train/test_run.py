@@ -126,6 +126,30 @@ def test_a_run_of_something_else(tmp_path, content):
         load_run(tmp_path / 'run')
 
 
+@pytest.mark.parametrize(
+    'file, content, message',
+    [
+        ('config.json', 'null', 'config.json is damaged: it holds no object'),
+        ('versions.json', 'null', 'versions.json is damaged: it holds no object'),
+        ('versions.json', '{}', 'versions.json is damaged: it lacks jit'),
+        ('flags.json', '{"loop": "online"}', 'flags.json is damaged: it lacks agent'),
+        ('flags.json', '[' * 100_000, 'flags.json cannot be read'),
+    ],
+)
+def test_damaged_descriptions_are_refused(tmp_path, file, content, message):
+    finished(tmp_path)
+    (tmp_path / 'run' / file).write_text(content)
+    with pytest.raises(RunError, match=message):
+        begun(tmp_path, resume=True)
+
+
+def test_shapes_that_are_gone_are_refused(tmp_path):
+    finished(tmp_path)
+    (tmp_path / 'run/agent.json').write_text('{}')
+    with pytest.raises(RunError, match=r'agent.json is damaged: it lacks observations'):
+        load_run(tmp_path / 'run')
+
+
 def test_a_folder_without_a_run_is_not_overwritten(tmp_path):
     (tmp_path / 'run').mkdir()
     (tmp_path / 'run/notes.txt').write_text('mine')
@@ -299,6 +323,9 @@ def test_a_table_that_lost_rows_is_refused(tmp_path):
     table.path.write_text('step,a\n')
     with pytest.raises(RunError, match='has lost rows'):
         table.restore(state)
+    table.path.write_bytes(b'step,a\xff\n\x00\xff')
+    with pytest.raises(RunError, match='has lost rows'):
+        table.restore(state)
     table.path.unlink()
     with pytest.raises(RunError, match='has lost rows'):
         table.restore(state)
@@ -361,6 +388,14 @@ def test_the_clock_goes_on_after_a_resume(tmp_path):
     rows = [line.split(',') for line in (tmp_path / 'timing.csv').read_text().splitlines()[1:]]
     assert [row[0] for row in rows] == ['10', '15']
     assert float(rows[1][2]) > first
+
+
+@pytest.mark.parametrize('content', [b'a,b\n1,2\n', b'\xff\x00', b'step,time/total_time\n1,x\n'])
+def test_a_damaged_record_of_times_begins_anew(tmp_path, content):
+    (tmp_path / 'timing.csv').write_bytes(content)
+    Clock(tmp_path, start=10).tick(15)
+    lines = (tmp_path / 'timing.csv').read_text().splitlines()
+    assert [line.split(',')[0] for line in lines] == ['step', '15']
 
 
 class WandbStub(types.ModuleType):
