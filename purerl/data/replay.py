@@ -202,7 +202,7 @@ class ReplayBuffer(Dataset):
         if capacity != self.capacity:
             raise ValueError(
                 f'the saved replay buffer has room for {capacity} transitions, this one for '
-                f'{self.capacity}; resume with the capacity that the run was started with'
+                f'{self.capacity}'
             )
         pairs = [('arrays/' + '/'.join(p), b) for p, b in trees.leaves_with_path(self.arrays)]
         names = {key for key in state if key.startswith('arrays/')}

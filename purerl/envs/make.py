@@ -6,7 +6,7 @@ import importlib.util
 import gymnasium
 import numpy as np
 from gymnasium.spaces import Box, Dict
-from gymnasium.wrappers import FlattenObservation, RescaleAction
+from gymnasium.wrappers import RescaleAction
 
 from purerl.envs import dmc, naming, pixels, wrappers
 
@@ -72,7 +72,7 @@ def make(
         env = pixels.StackFrames(pixels.PixelObservation(env, image_size, cameras), num_stack)
     else:
         if isinstance(env.observation_space, Dict):
-            env = FlattenObservation(env)
+            env = wrappers.FlattenDict(env)
         env = wrappers.SinglePrecision(env)
     if _is_bounded(env.action_space):
         if (env.action_space.low != -1.0).any() or (env.action_space.high != 1.0).any():

@@ -11,7 +11,7 @@ import re
 
 import gymnasium
 import numpy as np
-from gymnasium.spaces import Box
+from gymnasium.spaces import Box, Dict, flatten, flatten_space
 from gymnasium.utils import seeding
 
 
@@ -98,6 +98,28 @@ class IsolatedNumpyRandom(gymnasium.Wrapper):
     def step(self, action):
         with global_numpy_random(self.random_state):
             return self.env.step(action)
+
+
+class FlattenDict(gymnasium.ObservationWrapper):
+    """Joins a dictionary's entries to one vector, in the order of their sorted names.
+
+    As datasets with such entries are joined; gymnasium's `FlattenObservation` takes the order in
+    which a space names them.
+    """
+
+    def __init__(self, env):
+        super().__init__(env)
+        self._space = _sorted_space(env.observation_space)
+        self.observation_space = flatten_space(self._space)
+
+    def observation(self, observation):
+        return flatten(self._space, observation)
+
+
+def _sorted_space(space):
+    if isinstance(space, Dict):  # made of a plain dict it sorts its names
+        return Dict({name: _sorted_space(entry) for name, entry in space.items()})
+    return space
 
 
 class SinglePrecision(gymnasium.ObservationWrapper):

@@ -4,6 +4,7 @@ A run that is still far from its end gives what D4RL calls a medium-replay datas
 an agent went through until it was mediocre.
 """
 
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +24,8 @@ def export_replay(
     """Write a run's replay buffer to a file.
 
     Args:
-        run: folder of a run of `experiments.online`.
+        run: folder of a run of `experiments.online`, or of `experiments.offline_to_online` that
+            has come online.
         path: the file to write, ending in `.hdf5`.
         step: step of the run's checkpoint, whose buffer is written; None for the latest.
         trained_seed: which of the run's seeds; None for the first.
@@ -52,6 +54,15 @@ def export_replay(
             f'{run} has no replay buffer that can be exported; runs of experiments.online have one'
         )
     arrays = to_d4rl(state)
+    if trained.flags['loop'] == 'offline_to_online':  # which stores shifted rewards
+        arrays['rewards'] = arrays['rewards'] - d4rl.reward_shift(trained.flags['env_name'])
+    held = len(arrays['rewards'])
+    if num_transitions is not None and num_transitions > held:
+        print(
+            f'warning: the replay buffer holds {held} transitions, fewer than '
+            f'num_transitions={num_transitions}',
+            file=sys.stderr,
+        )
     d4rl.save(path, {key: array[:num_transitions] for key, array in arrays.items()})
     return [Path(path)]
 

@@ -133,7 +133,10 @@ class Settings(ReplaySettings):
         None, "Numbers or names of the model's cameras (experiments.online); else the dataset's."
     )
     action_repeat: int | None = setting(
-        None, "Steps of the environment per action; by default the dataset's, or 1.", minimum=1
+        None,
+        "Steps of the environment per action; by default the dataset's, or 1 (with images that do "
+        'not say: as PlaNet for its tasks, else 2).',
+        minimum=1,
     )
 
     @property

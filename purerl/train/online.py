@@ -175,7 +175,9 @@ class World:
             self.buffer.load_state_dict(_with_room(state['buffer'], self.buffer.capacity))
         except ValueError as error:
             raise RunError(
-                f'{error}: max_steps decides it where there is no buffer_size'
+                f"{error}. Without buffer_size it is max_steps' number of actions, and grows with "
+                'it only until something has been overwritten, which images do at the end of '
+                'every run: resume with the same max_steps, or start with a larger --buffer_size'
             ) from error
         self.stream.bit_generator.state = state['stream']
         self.observation = state['observation']

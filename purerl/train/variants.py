@@ -6,9 +6,9 @@ Several fields with several values make every combination, the first field varyi
 ``launcher/hyperparameters.py`` of philippe-eecs/IDQL @ 7582571 makes them.
 """
 
-import dataclasses
 import difflib
 import itertools
+import math
 from typing import NamedTuple
 
 import torch
@@ -44,7 +44,7 @@ def parse(text: str | None, agent: Agent) -> list[Variant]:
 
     Args:
         text: ``<field>=<value>,<value>...;<field>=...``; None or '' for the agent as it is.
-        agent: the agent that is trained, whose config names the fields and their types.
+        agent: the agent that is trained; its class's `acting_fields` can be varied.
 
     Returns:
         The variants, at least one.
@@ -57,7 +57,11 @@ def parse(text: str | None, agent: Agent) -> list[Variant]:
         if entry:
             field, _, values = entry.partition('=')
             _check_field(field, agent, entry)
+            if field in grid:
+                raise RunError(f'inference_variants: {field} is given twice')
             grid[field] = [_value(agent.config, field, value) for value in values.split(',')]
+            if len(set(grid[field])) < len(grid[field]):
+                raise RunError(f'inference_variants: {entry!r} gives a value twice')
     several = [field for field, values in grid.items() if len(values) > 1]
     variants = []
     for combination in itertools.product(*reversed(grid.values())):
@@ -67,10 +71,11 @@ def parse(text: str | None, agent: Agent) -> list[Variant]:
 
 
 def _check_field(field, agent, entry):
-    fields = [f.name for f in dataclasses.fields(agent.agent_class) if f.name in agent.config]
+    fields = getattr(agent.agent_class, 'acting_fields', ())
     if field not in fields:
         near = difflib.get_close_matches(field, fields, n=1)
-        hint = f"; did you mean '{near[0]}'?" if near else f', which has: {", ".join(fields)}'
+        has = f'which has: {", ".join(fields)}' if fields else 'which has none'
+        hint = f"; did you mean '{near[0]}'?" if near else f', {has}'
         raise RunError(
             f'inference_variants: {entry!r} does not name a field of {agent.path} that can be '
             f'changed after training{hint}'
@@ -86,6 +91,8 @@ def _value(config, field, text):
             f'inference_variants: {field}={text} is no {type(current).__name__}, which '
             f'{field}={current} is'
         ) from None
+    if not math.isfinite(value):
+        raise RunError(f'inference_variants: {field} must be finite, not {value}')
     lowest = _LOWEST.get(field)
     if lowest is not None and value < lowest:
         raise RunError(f'inference_variants: {field} must be at least {lowest}, not {value}')

@@ -4,10 +4,12 @@ import dataclasses
 import json
 import sys
 
+import gymnasium
 import h5py
 import numpy as np
 import pytest
 import torch
+from gymnasium.envs.registration import EnvSpec
 from gymnasium.spaces import Box, Dict
 from interruptions import contents, crash_at, kill_after_a_checkpoint, start
 
@@ -24,6 +26,7 @@ from purerl.data.replay import transition
 from purerl.train import offline_to_online as loop
 from purerl.train.collect import collect
 from purerl.train.config import RunError, load_agent
+from purerl.train.export import export_replay
 from purerl.train.load_run import load_run
 from purerl.train.plotting import read_csv
 
@@ -552,3 +555,22 @@ def test_an_offline_run_goes_on_online(tmp_path, dataset, uninterrupted):
     agents = [saved(folder, like) for folder in (tmp_path, tmp_path / 'other')]
     assert all(trees.leaves(trees.map(torch.equal, *agents)))
     assert json.loads(ours['summary.json']) == expected
+
+
+class AntMazeRewards(gymnasium.Wrapper):
+    """Zeros and ones, as D4RL's mazes pay."""
+
+    def step(self, action):
+        observation, _, terminated, truncated, info = self.env.step(action)
+        return observation, float(action[0] > 0), terminated, truncated, info
+
+
+def test_exported_rewards_are_the_environments(tmp_path, dataset, monkeypatch):
+    entry_point = lambda **options: AntMazeRewards(gymnasium.make('InvertedPendulum-v5', **options))
+    spec = EnvSpec('ToyAntMaze-v0', entry_point=entry_point)
+    monkeypatch.setitem(gymnasium.registry, 'ToyAntMaze-v0', spec)
+    run(tmp_path, dataset, env_name='ToyAntMaze-v0', max_steps=2, online_max_steps=30)
+    export_replay(tmp_path / 'run', tmp_path / 'replay.hdf5')
+    stored = load_run(tmp_path / 'run').state[0]['buffer']
+    assert set(stored['arrays/rewards'][: stored['size']]) == {-1, 0}
+    assert set(d4rl.read(tmp_path / 'replay.hdf5')['rewards']) == {0, 1}

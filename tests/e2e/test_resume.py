@@ -1,6 +1,7 @@
 """A run that is interrupted at any moment ends as the uninterrupted one does, bit for bit."""
 
 import dataclasses
+import json
 import os
 import random
 import signal
@@ -171,6 +172,16 @@ def test_raised_steps_continue_as_though_they_had_been_planned(tmp_path, uninter
     longer = dataclasses.replace(settings, max_steps=60, resume=True)
     online.train(load_agent(*SAC), longer)
     assert contents(tmp_path / 'run') == uninterrupted
+
+
+def test_a_buffer_that_has_overwritten_something_does_not_grow(tmp_path):
+    settings = online_settings(tmp_path, max_steps=50, buffer_size=20)
+    online.train(load_agent(*SAC), settings)
+    flags = json.loads((tmp_path / 'run/flags.json').read_text())
+    (tmp_path / 'run/flags.json').write_text(json.dumps({**flags, 'buffer_size': None}))
+    longer = dataclasses.replace(settings, max_steps=60, buffer_size=None, resume=True)
+    with pytest.raises(RunError, match='resume with the same max_steps, or start with a larger'):
+        online.train(load_agent(*SAC), longer)
 
 
 def test_lowered_steps_end_as_though_they_had_been_planned(tmp_path, uninterrupted):

@@ -64,6 +64,8 @@ class DDPMIQLLearner:
     config: Any = trees.static()
 
     needs: ClassVar[frozenset[str]] = frozenset()
+    # Fields that only acting reads.
+    acting_fields: ClassVar[tuple[str, ...]] = ('N', 'M', 'T', 'clip_sampler', 'ddpm_temperature')
 
     # --- Updates ---------------------------------------------------------------------------------
 

@@ -3,9 +3,11 @@
 import gymnasium
 import numpy as np
 import pytest
-from gymnasium.spaces import Box, Discrete
+from gymnasium.spaces import Box, Dict, Discrete
 
+from purerl.core import trees
 from purerl.envs import wrappers
+from purerl.train.transitions import flattened
 
 
 class Countdown(gymnasium.Env):
@@ -71,6 +73,23 @@ def test_vectors_of_any_numbers_become_single_precision(dtype):
     observation = env.observation(np.ones(2, dtype))
     assert observation.dtype == np.float32
     np.testing.assert_array_equal(observation, [1, 1])
+
+
+def test_dictionaries_are_joined_in_sorted_order_as_those_of_datasets():
+    entry = Box(-9, 9, (2,), np.float32)
+    env = Countdown()
+    env.observation_space = Dict(velocity=entry, goal=entry, body=Dict(z=entry, a=entry))
+    env = wrappers.FlattenDict(env)
+    observation = {
+        'velocity': np.float32([1, 2]),
+        'goal': np.float32([3, 4]),
+        'body': {'z': np.float32([5, 6]), 'a': np.float32([7, 8])},
+    }
+    joined = env.observation(observation)
+    assert joined.tolist() == [7, 8, 5, 6, 3, 4, 1, 2]
+    assert env.observation_space.contains(joined)
+    rows = trees.map(lambda row: row[None], observation)
+    assert flattened(rows).tolist() == [joined.tolist()]
 
 
 def test_clip_action_keeps_the_space_bounded():

@@ -70,7 +70,7 @@ def run(tmp_path_factory):
     return folder / 'run'
 
 
-def test_a_runs_buffer_is_a_dataset(tmp_path, run):
+def test_a_runs_buffer_is_a_dataset(tmp_path, run, capsys):
     path = tmp_path / 'replay.hdf5'
     flags = ['--policy=replay', f'--checkpoint={run}', f'--path={path}']
     assert launcher.main(['collect', *flags]) == [path]
@@ -83,6 +83,10 @@ def test_a_runs_buffer_is_a_dataset(tmp_path, run):
     fewer = d4rl.read(path)
     assert len(fewer['rewards']) == 50
     assert not np.array_equal(fewer['observations'], raw['observations'][:50])
+    assert capsys.readouterr().err.count('warning: the replay buffer holds') == 0
+    launcher.main(['collect', *flags, '--num_transitions=231'])
+    assert 'holds 230 transitions, fewer than num_transitions=231' in capsys.readouterr().err
+    assert len(d4rl.read(path)['rewards']) == 230
 
 
 def test_mistakes(tmp_path, run):

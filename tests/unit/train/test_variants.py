@@ -53,8 +53,17 @@ def test_applying_leaves_the_agent_as_it_is():
         ('clip_sampler=maybe', 'clip_sampler=maybe is no bool'),
         ('clip_smpler=True', "did you mean 'clip_sampler'"),
         ('critic_lr=1', 'does not name a field'),
+        ('critic_objective=foo', 'does not name a field'),
+        ('ddpm_temperature=nan', 'ddpm_temperature must be finite, not nan'),
+        ('M=1,2;M=3', 'M is given twice'),
+        ('N=2,2', "'N=2,2' gives a value twice"),
     ],
 )
 def test_mistakes(agent, text, message):
     with pytest.raises(RunError, match=message):
         parse(text, agent)
+
+
+def test_agents_without_such_fields():
+    with pytest.raises(RunError, match='can be changed after training, which has none'):
+        parse('temperature=1,5', load_agent('purerl/agents/jaxrl5/iql.py'))
