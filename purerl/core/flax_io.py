@@ -456,7 +456,8 @@ _ADMITTED: dict[tuple[str, str], Any] = {
     ('ml_dtypes', 'bfloat16'): _BFLOAT16,
     ('flax.core.frozen_dict', 'FrozenDict'): _Function(dict),
     ('collections', 'OrderedDict'): _Function(dict),
-    ('_codecs', 'encode'): _Function(_encode_latin1),  # how protocols 0 to 2 write bytes
+    ('_codecs', 'encode'): _Function(_encode_latin1),  # how protocols 0 to 2 write bytes ...
+    ('__builtin__', 'bytes'): _Function(lambda: b''),  # ... and none
 }
 for _numpy in ('numpy.core', 'numpy._core'):  # numpy 1, numpy 2
     _ADMITTED[f'{_numpy}.multiarray', '_reconstruct'] = _Function(_empty_array)

@@ -147,14 +147,18 @@ class CompiledFunction:
         self.mode = None if mode is None else _check_mode(mode)
         self._signature = inspect.signature(fn)
         parameters = self._signature.parameters
-        self._names = tuple(parameters)
+        self._positional = tuple(
+            name
+            for name, p in parameters.items()
+            if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
+        )
         self._static = tuple(static_argnames)
         self._defaults = {
             name: p.default for name, p in parameters.items() if p.default is not p.empty
         }
         self._programs: dict = {}
         self._recent: dict = {}  # programs used recently, by mode and statics
-        unknown = set(self._static) - set(self._names)
+        unknown = set(self._static) - set(parameters)
         if unknown:
             raise ValueError(f'jit: {fn.__qualname__} has no arguments {sorted(unknown)}')
 
@@ -176,11 +180,13 @@ class CompiledFunction:
             args, kwargs = _as_tensors((args, kwargs))
             return self.fn(*args, **kwargs)
         args, kwargs, statics = self._split_statics(args, kwargs)
-        program, leaves = self._find((mode, statics), (args, kwargs))
+        # With their types, because 1, 1.0 and True are equal.
+        kind = (mode, statics, tuple([type(value) for _, value in statics]))
+        program, leaves = self._find(kind, (args, kwargs))
         return program(leaves)
 
     def _find(self, kind, arguments):
-        """Return the program for (mode, statics) and such arguments, and their leaves."""
+        """Return the program of a kind, (mode, statics, ...), for arguments, and their leaves."""
         # Usually structure and shapes are those of a recent call; hashing a structure is slow.
         recent = self._recent.setdefault(kind, collections.deque(maxlen=_NUM_RECENT))
         for program in recent:
@@ -194,7 +200,7 @@ class CompiledFunction:
         key = (*kind, treedef, tuple(map(_spec, leaves)))
         program = self._programs.get(key)
         if program is None:
-            mode, statics = kind
+            mode, statics, *_ = kind
             program = _Program(self.fn, treedef, dict(statics), leaves, mode)
             self._programs[key] = program
         if program not in recent:
@@ -206,10 +212,14 @@ class CompiledFunction:
         if not self._static:
             return args, kwargs, ()
         # From the first static one on, positional arguments go by name.
-        names = self._names[: len(args)]
+        names = self._positional[: len(args)]
         if len(args) > len(names) or not kwargs.keys().isdisjoint(names):
             self._signature.bind(*args, **kwargs)  # raises the usual TypeError
         first = next((i for i, name in enumerate(names) if name in self._static), len(args))
+        if first < len(names) < len(args):
+            raise TypeError(
+                f'{self.fn.__qualname__}: pass {names[first]} by name, for *args follow'
+            )
         kwargs = {**kwargs, **dict(zip(names[first:], args[first:], strict=True))}
         statics = tuple(
             [
@@ -234,7 +244,8 @@ def jit(
 
     Returns:
         A function with the same arguments. Arrays and numbers among them become tensors, and what
-        is on the CPU goes to the device of the others, if there is one.
+        is on the CPU goes to the device of the others, if there is one. An argument, or a part of
+        one, that is returned as it is shares its memory with what was passed, numpy arrays too.
     """
     if fn is None:
         return functools.partial(jit, static_argnames=static_argnames, mode=mode)

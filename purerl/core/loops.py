@@ -136,7 +136,9 @@ def _register(flat: Callable, leaves: Sequence[torch.Tensor], mode: str) -> str:
     specs = _specs(leaves)
     with temporarily_clear_interpreter_stack(), _disable_current_modes():
         graph = _trace(flat, specs)
-        constants = [value.tolist() for _, value in sorted(graph.named_buffers())]
+        constants = [
+            (value.dtype, value.shape, value.tolist()) for _, value in sorted(graph.named_buffers())
+        ]
     content = repr((graph.code, constants, specs))
     name = f'{mode}:{hashlib.sha256(content.encode()).hexdigest()}'
     _GRAPHS.setdefault(name, graph)

@@ -54,6 +54,10 @@ class Module(torch.nn.Module):
         else:
             super().__setattr__(name, value)
 
+    def __deepcopy__(self, memo):
+        """Return the definition itself: it holds no weights, and copied agents stay comparable."""
+        return self
+
     @property
     def flax_name(self) -> str:
         """The class's name in Flax, from which compact submodules are numbered."""
@@ -107,11 +111,12 @@ class Module(torch.nn.Module):
 class _Scope:
     """What a running `init` or `apply` knows: paths, key streams, parameters in the making."""
 
-    def __init__(self, root, rngs, path=(), params=None, intermediates=None):
+    def __init__(self, root, rngs, path=(), params=None, intermediates=None, counters=None):
         self.rngs = rngs
         self.params = params
         self.intermediates = intermediates
-        self.counters: dict[tuple[Path, str], int] = {}
+        # How many keys of a stream a module has taken.
+        self.counters: dict[tuple[Path, str], int] = {} if counters is None else counters
         self._paths = {
             id(module): (*path, *(name.split('.') if name else ()))
             for name, module in root.named_modules()
@@ -226,7 +231,8 @@ def intern(module: Module) -> Module:
     """Return the one definition that stands for all that were constructed from equal arguments.
 
     Two agents made from one config then share their definitions, so that they have one tree
-    structure and one compiled program.
+    structure and one compiled program. Only arguments count: what is set on a definition after
+    ``__init__`` is lost.
     """
     try:
         return _interned.setdefault(_signature(module), module)
@@ -239,13 +245,13 @@ def _signature(value):
         cls, args, kwargs = value._definition
         return cls, _signature(args), _signature(kwargs)
     if isinstance(value, Mapping):
-        return tuple(sorted((key, _signature(item)) for key, item in value.items()))
+        return dict, tuple(sorted((key, _signature(item)) for key, item in value.items()))
     if isinstance(value, list | tuple):
-        return tuple(_signature(item) for item in value)
+        return tuple, tuple(_signature(item) for item in value)
     if isinstance(value, functools.partial):
-        return value.func, _signature(value.args), _signature(value.keywords)
+        return functools.partial, value.func, _signature(value.args), _signature(value.keywords)
     hash(value)
-    return value
+    return type(value), value  # 1 and True are equal
 
 
 # --- Initialisers ------------------------------------------------------------------------------
@@ -640,7 +646,7 @@ class Vmap(Module):
             paths: list[Path] = []
 
             def member_init(rngs):
-                with _Scope(member, rngs, path, params={}) as inner:
+                with _Scope(member, rngs, path, params={}, counters=scope.counters) as inner:
                     out = member(*args, **kwargs)
                 paths[:] = inner.params
                 return out, list(inner.params.values())
@@ -650,7 +656,7 @@ class Vmap(Module):
             return out
 
         def member_apply(params, rngs):
-            with _Scope(member, rngs, path):
+            with _Scope(member, rngs, path, counters=scope.counters):
                 return functional_call(member, params, args, kwargs, strict=True)
 
         return vmap(member_apply)(dict(self.named_parameters()), rngs)

@@ -117,12 +117,14 @@ def _interned(constructor):
         bound = signature.bind(*args, **kwargs)
         bound.apply_defaults()
         leaves, structure = trees.flatten((bound.args, bound.kwargs))
-        key = (*leaves, structure)
+        key = (*leaves, *map(type, leaves), structure)
         try:
             hash(key)
         except TypeError:
             return constructor(*args, **kwargs)
         if key not in made:
+            # Of containers of its own: the caller's may change.
+            args, kwargs = trees.unflatten(structure, leaves)
             made[key] = constructor(*args, **kwargs)
         return made[key]
 
@@ -193,8 +195,8 @@ def _init_empty(params: Tree) -> EmptyState:
 
 
 def apply_updates(params: Tree, updates: Tree) -> Tree:
-    """Return ``params + updates``, leaf by leaf (optax's ``apply_updates``)."""
-    return trees.map(lambda p, u: p + u, params, updates)
+    """Return ``params + updates`` in the parameters' dtypes (optax's ``apply_updates``)."""
+    return trees.map(lambda p, u: (p + u).to(p.dtype), params, updates)
 
 
 def incremental_update(new_tensors: Tree, old_tensors: Tree, step_size: float) -> Tree:

@@ -50,6 +50,9 @@ class FrozenDict(Mapping):
             return True
         return isinstance(other, FrozenDict) and self._entries == other._entries
 
+    def __reduce__(self):
+        return FrozenDict, (self._entries,)  # without the hash, which differs between processes
+
     def __repr__(self):
         return f'FrozenDict({self._entries})'
 

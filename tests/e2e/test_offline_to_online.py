@@ -566,7 +566,9 @@ class AntMazeRewards(gymnasium.Wrapper):
 
 
 def test_exported_rewards_are_the_environments(tmp_path, dataset, monkeypatch):
-    entry_point = lambda **options: AntMazeRewards(gymnasium.make('InvertedPendulum-v5', **options))
+    def entry_point(**options):
+        return AntMazeRewards(gymnasium.make('InvertedPendulum-v5', **options))
+
     spec = EnvSpec('ToyAntMaze-v0', entry_point=entry_point)
     monkeypatch.setitem(gymnasium.registry, 'ToyAntMaze-v0', spec)
     run(tmp_path, dataset, env_name='ToyAntMaze-v0', max_steps=2, online_max_steps=30)

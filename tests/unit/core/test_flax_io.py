@@ -249,6 +249,12 @@ def test_every_dtype_is_read(tmp_path, name):
             assert loaded[key].flags.writeable, key
 
 
+@pytest.mark.parametrize('protocol', range(6))
+def test_empty_arrays_are_read(tmp_path, protocol):
+    (tmp_path / 'a.pkl').write_bytes(pickle.dumps({'x': np.zeros((0, 3))}, protocol))
+    assert flax_io.load_flax(tmp_path / 'a.pkl')['x'].shape == (0, 3)
+
+
 def test_bfloat16_is_widened(tmp_path):
     values = jnp.array([[1.0, -2.5, 3e38], [0.1, jnp.inf, 0.0]], jnp.bfloat16)
     dump(tmp_path / 'a.pkl', {'w': values})

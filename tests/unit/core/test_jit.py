@@ -419,3 +419,29 @@ def test_arguments_on_two_devices_are_refused():
         x, y = (torch.empty(2, device=device) for device in ('cuda:0', 'cuda:1'))
         with pytest.raises(ValueError, match='several devices: cuda:0, cuda:1'):
             jit(lambda x, y: x + y, mode='off')(x, y)
+
+
+@pytest.mark.parametrize('mode', ['off', 'trace'])
+def test_static_values_of_other_types_are_other_programs(mode):
+    double = jit(lambda x, s: x / 2 if s is True else x * s, static_argnames=('s',), mode=mode)
+    x = torch.arange(3)
+    assert double(x, s=1).dtype == torch.int64
+    assert double(x, s=1.0).dtype == torch.float32
+    assert double(x, s=True).tolist() == [0, 0.5, 1]
+
+
+@pytest.mark.parametrize('mode', ['off', 'trace'])
+def test_further_positional_arguments_leave_named_ones_alone(mode):
+    def fn(x, *rest, flag=0):
+        return x * flag + sum(rest)
+
+    compiled = jit(fn, static_argnames=('flag',), mode=mode)
+    assert compiled(torch.ones(2), 1.0, 7.0, flag=2).tolist() == [10, 10]
+
+    def leading(x, flag, *rest):
+        return x * flag + sum(rest)
+
+    assert jit(leading, static_argnames=('flag',), mode=mode)(torch.ones(2), 3).tolist() == [3, 3]
+    if mode == 'trace':
+        with pytest.raises(TypeError, match='pass flag by name'):
+            jit(leading, static_argnames=('flag',), mode=mode)(torch.ones(2), 3, 1.0)

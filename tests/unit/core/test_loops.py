@@ -110,6 +110,15 @@ def test_bodies_differ_in_name_where_they_differ_in_a_constant():
     torch.testing.assert_close(scaled(3.0), 9 * X)
 
 
+def test_bodies_differ_in_name_where_a_constant_has_another_type():
+    def times(dtype):
+        fn = lambda c: (torch.tensor([200], dtype=dtype) * 2).float()  # noqa: E731
+        return jit(lambda x: loops.cond(x.sum() > 0, fn, lambda c: c, x), mode='trace')
+
+    assert times(torch.int64)(torch.ones(1)) == 400
+    assert times(torch.uint8)(torch.ones(1)) == 144  # it wraps around
+
+
 def test_the_iterations_number_is_on_the_carrys_device():
     def body(i, x):
         assert i.device == x.device

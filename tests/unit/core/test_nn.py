@@ -679,6 +679,46 @@ def test_intern_shares_equal_definitions():
     assert nn.intern(net(init=nn.normal())) is nn.intern(net(init=nn.normal()))
 
 
+def test_intern_tells_types_apart():
+    class Scaled(nn.Module):
+        def __init__(self, scale):
+            super().__init__()
+            self.scale = scale
+
+    assert nn.intern(Scaled(1)) is nn.intern(Scaled(1))
+    assert nn.intern(Scaled(1)) is not nn.intern(Scaled(True))
+    assert nn.intern(Scaled(())) is not nn.intern(Scaled({}))
+
+
+def test_an_ensemble_that_runs_twice_draws_other_masks():
+    class Theirs(linen.Module):
+        @linen.compact
+        def __call__(self, x):
+            ensemble = linen.vmap(
+                linen.Dropout,
+                variable_axes={'params': 0},
+                split_rngs={'params': True, 'dropout': True},
+                in_axes=None,
+                axis_size=2,
+            )(0.5, deterministic=False)
+            return ensemble(x), ensemble(x)
+
+    class Ours(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.ensemble = self.compact(nn.Vmap(nn.Dropout(0.5), 2))
+
+        def forward(self, x):
+            return tuple(self.ensemble(x, deterministic=False) for _ in range(2))
+
+    x = np.ones((3, 8), np.float32)
+    expected = Theirs().apply({}, x, rngs={'dropout': jax.random.PRNGKey(0)})
+    given = nn.apply(Ours(), {}, torch.from_numpy(x), rngs={'dropout': random.key(0)})
+    for ours, theirs in zip(given, expected, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    assert not torch.equal(*given)
+
+
 @pytest.mark.parametrize('rows', [1, 7, 64, 72, 256])
 def test_narrow_dense_layers_give_equal_rows_equal_outputs(rows):
     dense = nn.Dense(6)

@@ -417,6 +417,26 @@ def test_interning_fills_in_defaults_and_tells_values_apart():
     assert hash(optim.adam(3e-4)) == hash(optim.adam(3e-4))
 
 
+def test_changing_an_argument_later_changes_nothing():
+    mask = {'w': True, 'b': False}
+    optim.adamw(0.1, weight_decay=1.0, mask=mask)
+    mask['b'] = True
+    tx = optim.adamw(0.1, weight_decay=1.0, mask={'w': True, 'b': False})
+    params = {'w': torch.ones(1), 'b': torch.ones(1)}
+    updates, _ = tx.update(trees.map(torch.zeros_like, params), tx.init(params), params)
+    assert updates['b'] == 0 and updates['w'] < 0
+
+
+def test_parameters_keep_their_dtype():
+    params = {'w': torch.ones(2, dtype=torch.bfloat16), 'i': torch.ones(2, dtype=torch.int32)}
+    updates = {'w': torch.ones(2), 'i': torch.full((2,), 0.6)}
+    applied = optim.apply_updates(params, updates)
+    assert {name: value.dtype for name, value in applied.items()} == {
+        'w': torch.bfloat16,
+        'i': torch.int32,
+    }
+
+
 def test_unhashable_arguments_are_not_remembered():
     class Unhashable:
         __hash__ = None

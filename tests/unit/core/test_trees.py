@@ -1,5 +1,9 @@
 """trees against jax.tree and flax.serialization."""
 
+import os
+import pickle
+import subprocess
+import sys
 from collections import OrderedDict
 from typing import Any, NamedTuple
 
@@ -224,6 +228,18 @@ def test_frozen_dict():
     with pytest.raises(TypeError, match='unhashable'):
         trees.FrozenDict({'x': {1, 2}})
     assert trees.leaves({'config': frozen}) == [frozen]
+
+
+def test_a_pickled_frozen_dict_is_found_by_a_process_with_other_hashes(tmp_path):
+    (tmp_path / 'a.pkl').write_bytes(pickle.dumps(trees.FrozenDict({'a': 'text'})))
+    program = (
+        'import pickle; from purerl.core.trees import FrozenDict; '
+        f'loaded = pickle.load(open({str(tmp_path / "a.pkl")!r}, "rb")); '
+        'assert loaded in {FrozenDict({"a": "text"}): 1}'
+    )
+    for seed in ('1', '2'):
+        environment = {**os.environ, 'PYTHONHASHSEED': seed}
+        subprocess.run([sys.executable, '-c', program], check=True, env=environment)
 
 
 def test_arrays_are_leaves():
