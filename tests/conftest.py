@@ -24,6 +24,7 @@ FILES = [
 TESTS = {
     'test_a_name_is_looked_up_in_ogbenchs_folder',
     'test_a_plan_oracle_moves_the_cube',
+    'test_a_scene_whose_cube_ends_out_of_sight_is_collected_again',
     'test_a_trained_agent_collects_in_ogbenchs_format',
     'test_an_unknown_name_is_refused_with_the_nearest',
     'test_exorls_files_by_the_name_of_a_task',
@@ -33,6 +34,7 @@ TESTS = {
     'test_ogbench_single_task_reports_success_and_is_reproducible',
     'test_oracle_datasets_load_with_the_rewards_of_a_single_task',
     'test_oracles_act_and_are_determined_by_the_seed',
+    'test_the_oracles_options_are_flags',
 }
 collect_ignore = FILES if IS_WITHOUT else []
 

@@ -30,7 +30,7 @@ def started(*program):
         process.communicate()
 
 
-def run(*program, seconds=150):
+def run(*program, seconds=600):
     """Run a program to its end, which has to be a good one."""
     with started(*program) as process:
         output, _ = process.communicate(timeout=seconds)
