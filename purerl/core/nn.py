@@ -646,7 +646,8 @@ class Vmap(Module):
             paths: list[Path] = []
 
             def member_init(rngs):
-                with _Scope(member, rngs, path, params={}, counters=scope.counters) as inner:
+                # Counted anew, so that a second call makes the same parameters again.
+                with _Scope(member, rngs, path, params={}) as inner:
                     out = member(*args, **kwargs)
                 paths[:] = inner.params
                 return out, list(inner.params.values())

@@ -690,6 +690,19 @@ def test_intern_tells_types_apart():
     assert nn.intern(Scaled(())) is not nn.intern(Scaled({}))
 
 
+def test_an_ensemble_that_runs_twice_is_initialised_once():
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.ensemble = self.compact(nn.Vmap(CompactMLP((4, 2)), 2))
+
+        def forward(self, x, times):
+            return [self.ensemble(x) for _ in range(times)]
+
+    once, twice = (nn.init(Twice(), random.key(0), VECTORS, n) for n in (1, 2))
+    assert_same_params(once, twice)
+
+
 def test_an_ensemble_that_runs_twice_draws_other_masks():
     class Theirs(linen.Module):
         @linen.compact
