@@ -118,7 +118,8 @@ def _dotted(argument, fields):
         return f'--agent.{field}{equals}{value}'
     if argument == f'--no{name[2:]}' and name[2:] in fields:
         return f'--noagent.{name[2:]}'
-    if argument.startswith('--') and not {name, name.removeprefix('no')} & _LOOP_FLAGS:
+    known = {name, name.removeprefix('no')} & _LOOP_FLAGS
+    if argument.startswith('--') and not known and '.' not in name:
         nearest = difflib.get_close_matches(name, [*fields, *_LOOP_FLAGS], 1, cutoff=0.8)
         if nearest:
             raise RunError(f'unknown flag --{name}; the nearest is --{nearest[0]}')

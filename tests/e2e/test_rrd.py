@@ -398,8 +398,8 @@ def test_misspelt_flags_are_told_with_the_nearest(flag, nearest):
         launcher.translate(['rrd', '--alg=td3', f'--{flag}'])
 
 
-def test_switches_are_no_misspelt_flags():
-    flags = ['--nodevice_replay', '--notqdm', '--nooverwrite']
+def test_other_flags_are_no_misspelt_ones():
+    flags = ['--nodevice_replay', '--notqdm', '--agent.policy_delay=3', '--verbosity=1']
     assert launcher.translate(['rrd', '--alg=td3', *flags])[2:] == flags
 
 
