@@ -91,9 +91,12 @@ def test_overwriting_deletes_what_runs_write_and_nothing_else(tmp_path):
 
 
 def test_a_run_whose_overwriting_was_killed_can_be_overwritten(tmp_path, monkeypatch):
+    def interrupt(*args, **kwargs):
+        raise KeyboardInterrupt
+
     finished(tmp_path)
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-        patched.setattr(Path, 'unlink', lambda *args, **kwargs: signal.raise_signal(signal.SIGINT))
+        patched.setattr(Path, 'unlink', interrupt)
         begun(tmp_path, overwrite=True)
     begun(tmp_path, overwrite=True)
     assert latest_step(tmp_path / 'run/checkpoints') is None
