@@ -328,7 +328,7 @@ class _Program:
         with torch.no_grad():
             before, _Settings.tracing, _Settings.deferred = _Settings.tracing, mode, []
             try:
-                graph = _trace(flat, leaves)
+                graph = trace_graph(flat, leaves, 'a compiled function', 'an argument')
                 while _Settings.deferred:
                     _Settings.deferred.pop()()
             finally:
@@ -392,8 +392,11 @@ def _narrow(graph: torch.fx.GraphModule) -> tuple[list[int], list[tuple[bool, in
     return used, sources
 
 
-def _trace(flat, leaves):
+def trace_graph(flat: Callable, leaves: Sequence[torch.Tensor], what: str, remedy: str):
     """Trace a function of flat tensors.
+
+    Args:
+        what, remedy: how the error calls the function, and what a tensor is to be passed as.
 
     Raises:
         ValueError: if it uses a tensor that is none of its arguments.
@@ -401,11 +404,11 @@ def _trace(flat, leaves):
     try:
         return make_fx(flat, tracing_mode='fake')(*leaves)
     except AssertionError as error:
-        if 'convert all Tensors to FakeTensors' not in str(error):
+        if 'fake' not in str(error).lower():
             raise
         raise ValueError(
-            'a compiled function closes over a tensor, or over a tree or key that holds one; pass '
-            'it as an argument'
+            f'{what} closes over a tensor, or over a tree or key that holds one; pass it as '
+            f'{remedy}'
         ) from error
 
 

@@ -6,11 +6,11 @@ from collections.abc import Callable, Sequence
 
 import torch
 from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
-from torch.fx.experimental.proxy_tensor import get_proxy_mode, make_fx
+from torch.fx.experimental.proxy_tensor import get_proxy_mode
 from torch.utils._python_dispatch import _disable_current_modes
 
 from purerl.core import trees
-from purerl.core.jit import after_tracing, compile_graph, tracing_mode
+from purerl.core.jit import after_tracing, compile_graph, trace_graph, tracing_mode
 
 
 def fori(num: int, body: Callable, carry, *operands):
@@ -154,15 +154,8 @@ def _examples(specs):
 
 
 def _trace(flat, specs):
-    try:
-        with torch.no_grad():
-            return make_fx(flat, tracing_mode='fake')(*_examples(specs))
-    except AssertionError as error:
-        if 'fake' not in str(error):
-            raise
-        raise ValueError(
-            'fori, cond: a function closes over a tensor; pass it as an operand'
-        ) from error
+    with torch.no_grad():
+        return trace_graph(flat, _examples(specs), 'fori, cond: a function', 'an operand')
 
 
 @functools.cache

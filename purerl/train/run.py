@@ -533,10 +533,11 @@ def read_json(path: Path, *keys: str) -> dict:
         value = json.loads(Path(path).read_text())
     except (OSError, ValueError, RecursionError) as error:
         raise RunError(f'{path} cannot be read: {error}') from error
-    lacking = [key for key in keys if not isinstance(value, dict) or key not in value]
-    if lacking or not isinstance(value, dict):
-        what = f'it lacks {lacking[0]}' if lacking else 'it holds no object'
-        raise RunError(f'{path} is damaged: {what}')
+    if not isinstance(value, dict):
+        raise RunError(f'{path} is damaged: it holds no object')
+    for key in keys:
+        if key not in value:
+            raise RunError(f'{path} is damaged: it lacks {key}')
     return value
 
 
